@@ -1,0 +1,1 @@
+"""Training of the shipped models: `python -m modalities.microworld.train NAME|all`."""

@@ -1,0 +1,101 @@
+"""Train the shipped models: `python -m modalities.microworld.train NAME|all`, NAME one of vit, clip, llava, diffusion.
+
+clip and vit learn from a convolutional teacher, which is trained in passing and not kept; it also judges what diffusion draws. llava and diffusion start
+from the clip that is there: llava sees with its vision tower, diffusion reads with its text tower. Writes `modalities/microworld/weights/NAME/`, with what
+was measured on held-out scenes in `metrics.json` and a README.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+from functools import cache
+from typing import Any
+
+import torch
+
+from .. import MODELS
+from . import clip, diffusion, llava, teacher, vae, vit
+from .common import HELD_OUT_SEED, device, probe, weights_dir
+
+WORDS = {
+    "vit": "DINOv2-style ViT with registers (`transformers.Dinov2WithRegistersModel`). Distilled, token by token and at every depth, from a small "
+    "convolutional network. That teacher (not shipped) was supervised with the renderer's labels: on each patch the shape, colour, texture and size of "
+    "the object in front, and the background.",
+    "clip": "CLIP in open_clip's local-dir format, contrastive on scenes and captions, and on objects (by the renderer's masks) and their names. Its "
+    "vision tower first learnt, as `vit` did, from a convolutional network supervised with the renderer's labels; that loss goes on beside the "
+    "contrastive one.",
+    "llava": "`LlavaForConditionalGeneration`: the vision tower of `clip`, frozen, a projector and a tiny Llama; describes scenes and answers yes/no questions.",
+    "diffusion": "`StableDiffusionPipeline`: CLIP text encoder (started from `clip`), UNet on 32 x 32 latents, `AutoencoderTiny`, DDIM with v-prediction; draws scenes of one or "
+    "two objects. Judged by the convolutional network that taught `vit` and `clip`, whose own accuracy on real scenes is the ceiling.",
+}
+
+
+@cache
+def taught() -> tuple[teacher.Teacher, dict[str, Any]]:
+    """The teacher and its own report, trained once a run."""
+    model, minutes = teacher.train()
+    return model, {"teacher_minutes": round(minutes, 1), "teacher": teacher.accuracy(model, HELD_OUT_SEED)}
+
+
+def train_vit() -> dict[str, Any]:
+    model, minutes = vit.train(taught()[0])
+    vit.save(model, weights_dir("vit"))
+    shipped = vit.load()
+    report = {"probe": probe(vit.features(shipped)), "patch_probe": vit.patch_probe(shipped)}
+    return {"minutes": minutes} | report | taught()[1]
+
+
+def train_clip() -> dict[str, Any]:
+    model, minutes = clip.train(taught()[0])
+    clip.save(model, weights_dir("clip"))
+    shipped = clip.load()
+    report = {"retrieval": clip.retrieval(shipped), "probe": probe(shipped.encode_image)}
+    return {"minutes": minutes} | report | taught()[1]
+
+
+def train_llava() -> dict[str, Any]:
+    model, processor, minutes = llava.train(clip.load().state_dict())
+    llava.save(model, processor, weights_dir("llava"))
+    return {"minutes": minutes} | llava.report(*llava.load())
+
+
+def train_diffusion() -> dict[str, Any]:
+    codec, first = vae.train()
+    painter, second = diffusion.train(codec, clip.load().state_dict())
+    diffusion.save(diffusion.pipeline(painter, codec), weights_dir("diffusion"))
+    return {"minutes": first + second} | diffusion.report(diffusion.load(), taught()[0]) | taught()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m modalities.microworld.train", description="Train the microworld's tiny models."
+    )
+    parser.add_argument("name", choices=[*MODELS, "all"])
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="CPU threads to use")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    trainings = {"clip": train_clip, "vit": train_vit, "llava": train_llava, "diffusion": train_diffusion}
+    for name in trainings if arguments.name == "all" else [arguments.name]:
+        metrics = trainings[name]()
+        metrics["minutes"] = round(metrics["minutes"], 1)
+        metrics |= {
+            "device": str(device()),
+            "threads": arguments.threads,
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+        }
+        (weights_dir(name) / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (weights_dir(name) / "README.md").write_text(readme(name, metrics))
+        print(json.dumps(metrics, indent=1))
+
+
+def readme(name: str, metrics: dict[str, Any]) -> str:
+    return (
+        f"# microworld/{name}\n\n{WORDS[name]}\n\nMade by `python -m modalities.microworld.train {name}`; measured on held-out scenes, "
+        f"each number beside its floor:\n\n```json\n{json.dumps(metrics, indent=1)}\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
