@@ -1,0 +1,105 @@
+"""A job is defaults < YAML < command line, and a typo is answered with the near miss."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from vsae import config, jobs
+from vsae.cli import train_type
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Nested."""
+
+    rate: float = 0.5
+    size: int | tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A job."""
+
+    out: Path
+    names: tuple[str, ...] = ("a",)
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(tmp_path, text, *arguments):
+    (tmp_path / "job.yaml").write_text(text)
+    return config.parse(Outer, ["--config", str(tmp_path / "job.yaml"), *arguments], "test")
+
+
+def test_command_line_beats_yaml_beats_defaults(tmp_path):
+    job = parse(tmp_path, "out: here\nnames: [x, y]\ninner: {rate: 2}\n", "--inner.rate", "3", "--names", "z")
+    assert job == Outer(Path("here"), ("z",), Inner(3.0))
+    assert parse(tmp_path, "inner: {rate: 2, size: [3, 4]}\n", "--out", "there") == Outer(
+        Path("there"), inner=Inner(2.0, (3, 4))
+    )
+
+
+def test_a_field_given_nowhere_is_asked_for(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(tmp_path, "names: [x]\n")
+    assert stop.value.code == 2
+    assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("out: x\nnmaes: [x]\n", r"unknown field 'nmaes': did you mean 'names'\?"),
+        ("out: x\ninner: {rat: 1}\n", r"inner has an unknown field 'rat': did you mean 'rate'\?"),
+        ("out: x\ninner: {rate: fast}\n", r"inner: rate: .*valid number.*'fast'"),
+        ("- out\n", "holds a list, not fields"),
+        ("out: [\n", "is not YAML"),
+    ],
+)
+def test_what_a_yaml_file_gets_wrong_is_named(tmp_path, text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse(tmp_path, text)
+
+
+def test_a_models_options_are_a_mapping_in_yaml_and_words_on_the_command_line(tmp_path, capsys):
+    given = ["--data", "x", "--model.family", "llm", "--model.name", "y", "--sites", "a", "--out", "z"]
+    told = ["--model.options", "length=64", "chat=true", "prompt=What is it: a cat?"]
+    assert config.parse(jobs.Extract, [*given, *told], "test").model.options == {
+        "length": 64,
+        "chat": True,
+        "prompt": "What is it: a cat?",
+    }
+    assert config.parse(jobs.Extract, given, "test").model.options == {}
+    (tmp_path / "job.yaml").write_text(
+        "model: {family: llm, name: y, options: {length: 8}}\ndata: x\nsites: [a]\nout: z\n"
+    )
+    in_file = ["--config", str(tmp_path / "job.yaml")]
+    assert config.parse(jobs.Extract, in_file, "test").model.options == {"length": 8}
+    assert config.parse(jobs.Extract, [*in_file, "--model.options", "length=9"], "test").model.options == {"length": 9}
+    with pytest.raises(SystemExit):
+        config.parse(jobs.Extract, [*given, "--model.options", "length"], "test")
+    assert "write name=value" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_config_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config file .*nowhere.yaml"):
+        config.parse(Outer, ["--config", str(tmp_path / "nowhere.yaml")], "test")
+
+
+def test_the_recipe_decides_which_options_there_are(tmp_path):
+    job = config.parse(train_type(["--recipe", "topk"]), ["--out", "x", "--recipe", "topk", "--sae.k", "7"], "test")
+    assert (job.sae.name, job.sae.k) == ("topk", 7)
+    (tmp_path / "job.yaml").write_text("recipe: topk\nsae: {n_latents: 64, k: 3}\nout: x\n")
+    arguments = ["--config", str(tmp_path / "job.yaml"), "--training.tokens", "1000"]
+    job = config.parse(train_type(arguments), arguments, "test")
+    assert (job.sae.n_latents, job.sae.k, job.training.tokens) == (64, 3, 1000)
+    with pytest.raises(ValueError, match="no recipe 'topkk': did you mean 'topk'"):
+        train_type(["--recipe", "topkk"])
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_every_config_in_the_repository_is_a_job(path):
+    content = config.read_yaml(path)
+    job = train_type(["--config", str(path)]) if "recipe" in content else jobs.Extract
+    made = config.from_mapping(job, content, path.name)
+    assert made.out == Path(content["out"])

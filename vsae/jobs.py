@@ -1,0 +1,314 @@
+"""What a person can ask for, one dataclass a command. Field docstrings are the command line's help."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vsae.training.config import TrainConfig
+
+
+def options_of(words: Sequence[str]) -> dict[str, Any]:
+    """`name=value` words as a dictionary; values are JSON where they can be, else the text itself. Raises ValueError for another word."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise ValueError(f"'{word}' is no option: write name=value, as in length=256.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+Options = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE",
+        instance_from_str=options_of,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={json.dumps(of)}" for name, of in value.items()],
+    ),
+]
+"""In a YAML file a mapping, on the command line words."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model to read."""
+
+    family: Literal["vision", "dinov2", "clip", "llava", "diffusion", "llm"]
+    """vision (or dinov2): image backbones of timm and transformers. clip: image-text dual encoders. llava: image-text-to-text models.
+    diffusion: the text encoders of a diffusers pipeline, or its denoiser. llm: causal language models."""
+    name: str
+    """A hub name (timm, transformers, open_clip, diffusers) or a local directory in the library's own format; for llm a .gguf file, too."""
+    options: Options = field(default_factory=dict)
+    """What else a family takes, as NAME=VALUE: all: dtype. vision, clip: library; clip: pretrained (which weights of a plain open_clip name).
+    llava, llm: length (tokens), padding, chat_template, revision; llava: prompt (what is asked about a captioned image); llm: sequence
+    (per_sample or pack), chat, gguf_file. diffusion: part (text or denoiser), variant, revision, and for the denoiser the pipeline's own."""
+    pretrained: bool = True
+    """False: random weights drawn from `seed`, and said so wherever the store is described. Not for diffusion."""
+    img_size: int | tuple[int, int] | None = None
+    """Input size, where the model allows another than its own."""
+    seed: int = 0
+    """Seed of random weights."""
+    device: str = "auto"
+    """auto (cuda when there is one), cpu, cuda, cuda:1 ..."""
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Write the activations of a model on your images or texts to a store: interrupted runs go on where they were."""
+
+    data: str
+    """Folder of images, webdataset shards (a .tar, a folder of them, or name-{000..009}.tar), a list (.jsonl, .csv, .parquet) of images,
+    captions, pairs or conversations, or a .txt of documents with empty lines between them."""
+    model: Model
+    sites: tuple[str, ...]
+    """Where to read: module paths of the model, output side unless they end in ':input'. A wrong name lists the nearest."""
+    out: Path
+    """The store's directory."""
+    batch_size: int = 32
+    """Samples a forward pass."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format on disk."""
+    rows_per_shard: int | None = None
+    """Rows of a shard file; about 256 MB when left out."""
+    max_bad_share: float = 0.05
+    """Stop when more than this share of the samples cannot be read."""
+    workers: int = 2
+    """Threads that decode, preprocess and tokenise."""
+    pool: Literal["none", "mean", "max"] = "none"
+    """One row a segment instead of one a token: the mean or the maximum of its patches or words."""
+    segments: Literal["sample", "sentence", "region"] = "sample"
+    """What is pooled: the whole image or caption, each sentence, or each region of the images' masks."""
+    more: Annotated[dict[str, Model], tyro.conf.Fixed, tyro.conf.Suppress] = field(default_factory=dict)
+    """In a YAML file: further models to read in the same pass, by names that stand before their sites, as in clip/image_embedding."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a sparse dictionary on a store (or straight from a model) and write a run directory."""
+
+    out: Path
+    """The run's directory. The same command goes on where it was after an interruption."""
+    store: Path | None = None
+    """An activation store made by `vsae extract`."""
+    stream: Path | None = None
+    """Instead of a store: the YAML file of an extract job, whose model is then read directly, without disk."""
+    site: str | None = None
+    """Which site of the store; may be left out when there is one. A+B: two sites side by side, for vl_sae, transcoder and crosscoder."""
+    recipe: str = "topk"
+    """Which method; its own options are those that start with --sae."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds to train on, such as patch. All but padding when left out."""
+    val_share: float = 0.05
+    """Share of the samples held out, by a hash of their keys."""
+    pool_rows: int = 131_072
+    """Rows shuffled together; memory is two such pools."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class EvalReconstruction:
+    """Measure reconstruction and sparsity on held-out activations, beside PCA and k-means."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained SAE."""
+    store: tyro.conf.Positional[Path]
+    """Activations to measure on."""
+    out: Path | None = None
+    """Where result.json and the figures go: RUN/eval/reconstruction when left out."""
+    fit_store: Path | None = None
+    """Store that PCA and k-means are fitted on. Left out: the part of STORE that the SAE was trained on, if it is its own store; else no baselines."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    fit_rows: int = 65_536
+    """Random rows that k-means is fitted on; PCA is fitted on all."""
+    kmeans: int | None = None
+    """Centroids of the k-means baselines; as many as the SAE has latents when left out."""
+    seed: int = 0
+    """Of the bootstrap and of k-means."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalRecovery:
+    """Find the latents that stand for known attributes, beside random directions, raw neurons and PCA. Several runs of one recipe are summed up over seeds.
+
+    With --all instead: train every recipe on planted features and score what each recovers (vsae eval recovery --all --help).
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN... STORE"), tyro.conf.Positional]
+    """Directories of trained SAEs of one site, then that of the activations to measure on."""
+    attributes: str | None = None
+    """What is true of each sample: .json, .jsonl or .parquet with a column key, or a dataset. Left out: the json of STORE's own images."""
+    field: str = "attributes"
+    """Field of the json or .jsonl that holds them."""
+    hierarchy: Path | None = None
+    """JSON of parent -> [children] among the attributes: adds the parents, and measures absorption."""
+    out: Path | None = None
+    """Where result.json and the figure go: eval/recovery of the first RUN when left out."""
+    fit_store: Path | None = None
+    """Store that PCA is fitted on. Left out: the part of STORE that the SAE was trained on, or a fifth of it."""
+    pooling: Literal["max", "mean"] = "max"
+    """How tokens become one score a sample. A table with positions is read token by token."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    min_positives: int = 10
+    """Attributes that fewer rows have, or lack, are left out."""
+    resamples: int = 200
+    """Of the bootstrap over samples."""
+    seed: int = 0
+    """Of the bootstrap, the random baselines and the shuffle."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalOod:
+    """Tell images out of distribution from those in it, by the codes of runs and by dense features. Several runs are summed up over seeds."""
+
+    paths: Annotated[
+        tuple[Path, ...], tyro.conf.arg(metavar="RUN... TRAIN_STORE IN_STORE OUT_STORE..."), tyro.conf.Positional
+    ]
+    """Directories of trained SAEs of one site, then of stores: to fit on, in distribution, and one or more out of it."""
+    near: tuple[str, ...] = ()
+    """Names of the folders of those OUT_STOREs that are near; the others are far."""
+    classes: Literal["probe", "nearest"] = "probe"
+    """How an image gets its class: a linear probe on the features, or the nearest class activation profile."""
+    head: Path | None = None
+    """Safetensors with NAME.weight [classes, d_model] and NAME.bias: the model's own classifier, in place of a probe."""
+    head_name: str = "classifier"
+    """NAME in that file."""
+    top: float = 0.15
+    """Share of latents in a class's mask."""
+    neighbours: int = 10
+    """kNN: distance to this neighbour."""
+    out: Path | None = None
+    """Where result.json and the figure go: eval/ood of the first RUN when left out."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds, of which an image's features and codes are means; those the SAE was trained on when left out."""
+    resamples: int = 200
+    """Of the bootstrap over images."""
+    seed: int = 0
+    """Of the bootstrap, and of the clusters that stand for classes where there are no labels."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalPlanted:
+    """Train every recipe on rows of a known dictionary, and score how much of it each finds, beside itself before training."""
+
+    out: Path = Path("eval/planted")
+    """Where result.json and the runs go."""
+    recipes: tuple[str, ...] = ()
+    """Only these; all there are when left out."""
+    seeds: int = 3
+    """Worlds and trainings a recipe; the interval is over them."""
+    rows: int = 65_536
+    """Rows to train on."""
+
+
+@dataclass(frozen=True)
+class Explore:
+    """Write a static HTML page that shows what each latent responds to."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained SAE."""
+    store: tyro.conf.Positional[Path]
+    """Activations, whose images are still where they were."""
+    out: Path | None = None
+    """Directory of the page: RUN/explorer when left out."""
+    data: str | None = None
+    """The images, when they are no longer where the store was made from."""
+    top: int = 16
+    """Top images a latent."""
+    random: int = 8
+    """Random activating images a latent."""
+    latents: int | None = None
+    """Only the first so many live latents by density; all when left out."""
+    thumbnail: int = 128
+    """Side of the stored pictures, pixels."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say in words what a store or a run is."""
+
+    path: tyro.conf.Positional[Path]
+    """Directory of a store or of a run."""
+    verify: bool = False
+    """Also check every byte against its checksum."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Read an SAE (a run, or another library's files, which are recognised) and write it as another library keeps it, or as a run."""
+
+    source: tyro.conf.Positional[str]
+    """File or directory, or a repository of the hub."""
+    out: tyro.conf.Positional[Path]
+    """Directory to write, which must not be there yet."""
+    to: str = "vsae"
+    """saelens, dictionary_learning, sparsify, saev, openai ...; vsae is a run directory."""
+    subfolder: str | None = None
+    """Where in SOURCE."""
+    store: Path | None = None
+    """For --to vsae: the store the SAE belongs to. Its rows become the self-check; without it they are random, and the run says so."""
+    site: str | None = None
+    """Which site of the store; may be left out when there is one."""
+    options: Options = field(default_factory=dict)
+    """What a format's files leave open, as NAME=VALUE."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The main job on the embedded default: a rendered world whose concepts are known and tiny models trained on it. No network, minutes on two cores."""
+
+    out: Path = Path("vsae-demo")
+    """Where scenes, store, runs, results and the page go. The same command goes on where it was."""
+    scenes: int = 4000
+    """Rendered scenes; three in five are trained on."""
+    latents: int = 1024
+    """Of each SAE."""
+    tokens: int = 1_000_000
+    """Patch tokens that each SAE is trained on."""
+
+
+def train_job(recipe: type) -> type[Any]:
+    """`Train` with the options of one recipe as its field `sae`."""
+    return dataclasses.make_dataclass(
+        "Train",
+        [("sae", recipe, field(default_factory=recipe))],
+        bases=(Train,),
+        frozen=True,
+        namespace={"__doc__": Train.__doc__},
+    )
+
+
+def planted_job(world: type, training: TrainConfig) -> type[Any]:
+    """`EvalPlanted` with the options of the world, and with these settings of the trainings."""
+    return dataclasses.make_dataclass(
+        "EvalPlanted",
+        [("world", world, field(default_factory=world)), ("training", TrainConfig, field(default=training))],
+        bases=(EvalPlanted,),
+        frozen=True,
+        namespace={"__doc__": EvalPlanted.__doc__},
+    )

@@ -1,0 +1,27 @@
+"""The k largest entries of each row, found in two looks; about twice as fast as one `topk` over thousands of latents on a CPU."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+GROUP = 16
+"""Entries of which only the largest is looked at first."""
+
+
+def largest(u: Float[Tensor, "rows n_latents"], k: int) -> Int[Tensor, "rows k"]:
+    """Indices of the k largest of each row, of equal ones any.
+
+    The k largest lie in at most k of the groups {i, i + step, i + 2 step, ...}: in those whose own largest are the k largest.
+    """
+    rows, n = u.shape
+    step = n // GROUP
+    if n % GROUP or step <= k:
+        return u.topk(k, sorted=False).indices
+    groups = wide(u.view(rows, GROUP, step).amax(1)).topk(k, sorted=False).indices
+    members = (groups[:, None] + step * torch.arange(GROUP, device=u.device)[:, None]).view(rows, GROUP * k)
+    return members.gather(1, wide(u.gather(1, members)).topk(k, sorted=False).indices)
+
+
+def wide(u: Float[Tensor, "rows entries"]) -> Float[Tensor, "rows entries"]:
+    """Half-precision numbers in float32, among which topk finds its way faster."""
+    return u.float() if u.element_size() < 4 else u

@@ -1,0 +1,129 @@
+"""VL-SAE: one code for two modalities (Shen et al. 2025, 2510.21323; spec/papers.md section 5). Rows are pairs side by side, [x_v | x_l].
+
+    h_i(x) = 2 - | x / |x| - w_i / |w_i| | = 2 - sqrt(2 - 2 cos(x, w_i))    in [0, 2], for both modalities alike
+    z = the k largest h
+    x_hat_v = z_v D_v + b_v       x_hat_l = z_l D_l + b_l                   a dictionary each
+
+As |h_i(x_v) - h_i(x_l)| <= |x_v / |x_v| - x_l / |x_l||, representations that point the same way get the same code. A code of a batch of pairs
+has the first modality's rows above and the second's below. Ours: ties at the k-th place are broken at random where the authors' code drops them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vsae import ops
+from vsae.code import Code
+from vsae.dictionaries import Dictionary, Free
+from vsae.encoders import Encoder
+from vsae.preactivations import Affine, PreActivations
+from vsae.sae import SAE
+
+CLOSEST = 1e-12
+"""Squared distance below which the distance's gradient, which grows as 1 / distance, is taken as 0."""
+
+
+@dataclass(frozen=True)
+class Closeness(PreActivations):
+    """h = 2 - sqrt(4 - 2 u) of u = 1 + cos in [0, 2]. It rises with u, so u alone decides which entries are largest."""
+
+    inner: Affine
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.inner.shape
+
+    def top(self, k: int) -> Code:
+        return closer(self.inner.top(k))
+
+    def above(self, threshold: Float[Tensor, "..."]) -> Code:
+        return closer(self.inner.above((4 - (2 - threshold.clamp(max=2)).square()) / 2))
+
+    def pick(self, choose: Callable[[Tensor], Tensor]) -> Code:
+        return closer(self.inner.pick(lambda u: choose(closeness(u))))
+
+    def at(
+        self, indices: Int[Tensor, "batch k"], values: Float[Tensor, "batch k"] | None = None
+    ) -> Float[Tensor, "batch k"]:
+        return closeness(self.inner.at(indices))
+
+    def rows(self, which: Tensor) -> "Closeness":
+        return Closeness(self.inner.rows(which))
+
+    def latents(self, which: Int[Tensor, "some"]) -> "Closeness":
+        return Closeness(self.inner.latents(which))
+
+
+def closeness(u: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    squared = 4 - 2 * u
+    return 2 - torch.where(squared > CLOSEST, squared, 0 * squared.detach() + CLOSEST).sqrt()
+
+
+def closer(code: Code) -> Code:
+    """Empty slots stay empty: h of u = 0 is 0, and 0 marks them."""
+    return Code(torch.where(code.values > 0, closeness(code.values), 0), code.indices)
+
+
+class Distance(Encoder):
+    """h of x as it is: neither b_dec nor a bias, and no matter how long x is. `weight` [n_latents, d_model]."""
+
+    centred = False
+
+    def __init__(self, weight: Float[Tensor, "n_latents d_model"]):
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+
+    def forward(self, x: Float[Tensor, "batch d_model"], dictionary: Dictionary) -> Closeness:
+        weight = F.normalize(self.weight, dim=1)
+        return Closeness(Affine(F.normalize(x, dim=1), weight, weight.new_ones(len(weight))))
+
+
+class PairedDistance(Distance):
+    """The same for pairs [x_v | x_l]: both halves go through one encoder, the second modality's rows below the first's."""
+
+    def forward(self, x: Float[Tensor, "batch columns"], dictionary: Dictionary) -> Closeness:
+        return super().forward(torch.cat(x.chunk(2, 1)), dictionary)
+
+
+class TwoDecoders(Dictionary):
+    """Atoms [n_latents, 2 d_model]: a latent's atom in the first modality, and that in the second."""
+
+    modalities = 2
+
+    def __init__(self, weight: Float[Tensor, "n_latents columns"]):
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+
+    def decode(self, code: Code) -> Float[Tensor, "batch columns"]:
+        """Pairs side by side, from codes one below the other."""
+        n = len(code.values) // 2
+        sides = (Code(code.values[:n], code.indices[:n]), Code(code.values[n:], code.indices[n:]))
+        both = zip(sides, self.weight.chunk(2, 1), strict=True)
+        return torch.cat([ops.decode(side, atoms.contiguous()) for side, atoms in both], 1)
+
+    def inference(self) -> "TwoDecoders":
+        return self
+
+    @property
+    def n_latents(self) -> int:
+        return len(self.weight)
+
+    def forward(self) -> Float[Tensor, "n_latents columns"]:
+        return self.weight
+
+
+@torch.no_grad()
+def view(sae: SAE, side: int) -> SAE:
+    """The inference SAE of one modality alone, 0 or 1: the shared encoder with that modality's dictionary. Raises ValueError for an SAE of one."""
+    if not isinstance(sae.dictionary, TwoDecoders) or side not in (0, 1):
+        raise ValueError(f"this SAE has no side {side} to look at: only paired ones (recipe vl_sae) have two, 0 and 1.")
+    half: Callable[[Any], Any] = lambda tensor: None if tensor is None else tensor.chunk(2, -1)[side]  # noqa: E731
+    dictionary = Free(half(sae.dictionary.weight), unit_norm=False)
+    encoder = Distance(sae.encoder.get_parameter("weight"))
+    alone = SAE(encoder, sae.sparsifier.inference(), dictionary, half(sae.b_dec), half(sae.shift), half(sae.scale))
+    return alone.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""One loop that turns shuffled activations into a run directory. `vsae.train` is `vsae.training.loop.train`."""

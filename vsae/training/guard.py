@@ -1,0 +1,93 @@
+"""One process a run directory, one request a run, and a stop that loses nothing."""
+
+import fcntl
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vsae.files import read_json, write_json
+from vsae.training.checkpoint import saved
+from vsae.training.config import UNTIED_TO_THE_RESULT
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Hold `out` for this process. Raises ValueError when another holds it, or when `out` is something else than a run's directory."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: give the directory of the run.")
+    if (out / "manifest.json").exists():
+        raise ValueError(f"{out} is an activation store: give the run a directory of its own.")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training into {out}: wait for it, stop it, or choose another directory."
+            ) from None
+        yield
+
+
+def hold_to(out: Path, request: dict[str, Any]) -> None:
+    """Note what the run in `out` is, or raise ValueError naming the fields that differ from what was noted.
+
+    A request that never came to a checkpoint is forgotten: nothing would be lost.
+    """
+    folder = out / "checkpoint"
+    noted = out / "run.json" if (out / "run.json").exists() else folder / "request.json"
+    if not noted.exists() or (noted.parent == folder and not saved(folder)):
+        folder.mkdir(exist_ok=True)
+        return write_json(folder / "request.json", request)
+    content = read_json(noted)
+    there = flat({part: content.get(part) for part in request})
+    now = flat(json.loads(json.dumps(request)))
+    free = {f"config.{name}" for name in UNTIED_TO_THE_RESULT}
+    differing = [name for name in sorted(there | now) if name not in free and there.get(name) != now.get(name)]
+    if differing:
+        listed = ", ".join(f"{name} ({shown(there.get(name))} there, {shown(now.get(name))} now)" for name in differing)
+        raise ValueError(
+            f"{out} holds another run; what differs: {listed}. Choose another directory, or ask for the same again."
+        )
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names."""
+    fields: dict[str, Any] = {}
+    for name, value in content.items():
+        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return fields
+
+
+def shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+class Interruption:
+    """While entered, SIGINT and SIGTERM only raise a flag, for the loop to see after its step; a second signal acts as usual."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.before: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set a handler
+            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        self.__exit__()
