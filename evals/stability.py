@@ -1,0 +1,68 @@
+"""Do two trainings find the same dictionary? Hungarian cosine between runs, above what untrained dictionaries of the same make share.
+
+    S          mean over atoms of the cosine to the atom paired with it (Fel et al. 2025, eq. 2); mean over pairs of runs
+    S0         the same between untrained dictionaries that were built the same way from different seeds: shared anchors and a common start already agree
+    excess     (S - S0) / (1 - S0)        0: training added nothing to what the construction shares, 1: the same atoms
+    unmatched  mean cosine of all pairs: near 1 where dictionaries have collapsed, and then S means nothing
+
+Runs that share their start (S0 = 1, say because seeds do not reach the anchors) cannot be compared so, and are said to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from evals.matching import match
+from evals.result import Estimate
+
+SHARED = 0.999
+"""Above it, untrained dictionaries are the same one."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The module's docstring has the definitions."""
+
+    stability: Estimate
+    """S, with S0 as its floor and Student's interval over pairs of runs (pairs share runs, so it is a rough one)."""
+    excess: float | None
+    """None where S0 is 1."""
+    unmatched: float
+    shared_start: bool
+    pairs: int
+
+
+def stability(
+    trained: Sequence[Float[Tensor, "n d_model"]], untrained: Sequence[Float[Tensor, "n d_model"]], signed: bool = False
+) -> Stability:
+    """Of the atoms of two runs or more, and of as many untrained dictionaries (recipe.build with other seeds). Raises ValueError for fewer than two."""
+    if len(trained) < 2 or len(untrained) < 2:
+        raise ValueError(
+            f"{len(trained)} trained and {len(untrained)} untrained dictionaries were given: stability compares two or more of each."
+        )
+    found = [match(a, b, signed) for a, b in combinations(trained, 2)]
+    floor = float(np.mean([match(a, b, signed).matched for a, b in combinations(untrained, 2)]))
+    value = float(np.mean([each.matched for each in found]))
+    shared = floor > SHARED
+    return Stability(
+        stability=Estimate(value, floor, interval([each.matched for each in found])),
+        excess=None if shared else (value - floor) / (1 - floor),
+        unmatched=float(np.mean([each.unmatched for each in found])),
+        shared_start=shared,
+        pairs=len(found),
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of the mean; None for one value."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    middle = float(np.mean(values))
+    return middle - half, middle + half

@@ -1,0 +1,112 @@
+"""The whole job on planted pairs: a mixed token stream for SAE-V, two embeddings for VL-SAE."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from evals.filtering_runs import embedded, mixed, replanted, report, table
+from vsae.activations import write_store
+from vsae.files import read_json
+from vsae.paired import PairedDistance, TwoDecoders
+from vsae.run import Run
+from vsae.sae import SAE
+from vsae.sparsifiers import TopK
+
+N, CONCEPTS, PATCHES, WORDS, D = 300, 20, 6, 5, 24
+KINDS = ("image", "text", "pad")
+
+
+class Tokens(NamedTuple):
+    values: torch.Tensor
+    kinds: torch.Tensor
+    grid: None = None
+
+
+class Chunk(NamedTuple):
+    batch: int
+    samples: list
+    bad: list
+    activations: dict
+
+
+def store_of(path, sites):
+    """Sites of [N, tokens, D] values with the kinds of their tokens."""
+
+    def chunks(start):
+        for batch in range(start, N // 50):
+            rows = slice(batch * 50, batch * 50 + 50)
+            columns = dict.fromkeys(("path", "label", "width", "height")) | {"caption": "some words of it"}
+            samples = [columns | {"key": f"k{i}"} for i in range(rows.start, rows.stop)]
+            found = {
+                name: Tokens(torch.from_numpy(x[rows]).float(), torch.tensor(kinds, dtype=torch.uint8).expand(50, -1))
+                for name, (x, kinds) in sites.items()
+            }
+            yield Chunk(batch, samples, [], found)
+
+    request = {"model": {"name": "planted", "weights": "abc", "preprocessing": {}}, "data": {"n": N}}
+    return write_store(path, chunks, request, dtype="float32", kind_names=KINDS)
+
+
+def test_a_mixed_stream_is_scored_and_judged(tmp_path):
+    rng = np.random.default_rng(0)
+    matched = rng.random(N) >= 0.3
+    values = np.zeros((N, PATCHES + WORDS, D))
+    for i in range(N):
+        order = rng.permutation(CONCEPTS)
+        seen, said = order[:3], order[:3] if matched[i] else order[3:6]
+        for token in range(PATCHES + WORDS):
+            about = seen[token % 3] if token < PATCHES else said[token % 3]
+            values[i, token, about] = rng.uniform(1.2, 2)
+    site = store_of(tmp_path / "store", {"layer": (values, [0] * PATCHES + [1] * WORDS)}).site()
+    atoms = torch.eye(D)[:CONCEPTS]
+    sae = SAE.from_weights(atoms.T.contiguous(), torch.zeros(CONCEPTS), atoms, torch.zeros(D), TopK(3))
+    about = {"select": {"kinds": None, "part": [0, 1]}, "normalisation": {"mode": "none"}, "store": "another"}
+    run = Run(tmp_path / "run", sae, {"fingerprint": site.fingerprint | about})
+    scored = mixed(run, site, fit_samples=120, batch_size=64, track=lambda items, what, n: items)
+    again = mixed(run, site, fit_samples=120, batch_size=1000, track=lambda items, what, n: items)
+    for name, scores in scored.scores.items():
+        np.testing.assert_allclose(scores, again.scores[name], rtol=1e-6, atol=1e-6)
+    assert scored.lengths.tolist() == [WORDS] * N
+    found = report(run, site, scored, matched, tmp_path / "out", planted="here", resamples=20)
+    assert found["both (code, centred)"].auroc.value == 1.0 and found["both (paper)"].auroc.value == 1.0
+    assert found["union (code)"].auroc.value < 0.1
+    assert found["raw cosine"].auroc.value > 0.95 and abs(found["random"].auroc.value - 0.5) < 0.15
+    assert found["length"].auroc.value == 0.5 and found["length"].length_correlation is None
+    assert read_json(tmp_path / "out" / "result.json")["value"] == 1.0
+    listed = read_json(tmp_path / "out" / "scores.json")
+    assert listed["keys"][7] == "k7" and listed["scores"]["l0"][7] == scored.scores["l0"][7] == 1.0
+    assert (tmp_path / "out" / "filtering.png").read_bytes().startswith(b"\x89PNG")
+    assert table(found).row_count == len(found)
+
+
+def test_two_embeddings_are_scored_by_the_agreement_of_their_codes(tmp_path):
+    rng = np.random.default_rng(1)
+    atoms = np.linalg.qr(rng.standard_normal((D, D)))[0][:CONCEPTS]
+    x = np.zeros((N, CONCEPTS))
+    for row in x:
+        row[rng.choice(CONCEPTS, 3, replace=False)] = 1
+    pair = [x @ atoms + 0.1 * rng.standard_normal((N, D)) for _ in range(2)]
+    store = store_of(tmp_path / "store", {"a": (pair[0][:, None], [0]), "b": (pair[1][:, None], [1])})
+    sites = store.site("a"), store.site("b")
+    weight = torch.from_numpy(atoms).float()
+    sae = SAE(PairedDistance(weight), TopK(3), TwoDecoders(torch.cat([weight, weight], 1)), torch.zeros(2 * D)).eval()
+    about = {"joined": [site.fingerprint for site in sites], "columns": [D, D], "normalisation": {"mode": "none"}}
+    run = Run(tmp_path / "run", sae, {"fingerprint": sites[0].fingerprint | about})
+    scored, matched = embedded(run, sites, shuffle=0.3, batch_size=70)
+    assert (~matched).sum() == round(0.3 * N)
+    found = report(run, sites[0], scored, matched, tmp_path / "out", planted="30 %", resamples=20)
+    assert found["agreement"].auroc.value > 0.98 and found["CLIP score"].auroc.value > 0.95
+    assert abs(found["random"].auroc.value - 0.5) < 0.15
+    whole, left = embedded(run, sites)
+    assert left.all()
+    with pytest.raises(ValueError, match="judged on matched and mismatched"):
+        report(run, sites[0], whole, left, tmp_path / "out", planted="none")
+
+
+def test_replanted_captions_are_never_their_own():
+    order, matched = replanted(100, 0.3, seed=0)
+    assert sorted(order.tolist()) == list(range(100)) and (~matched).sum() == 30
+    assert (order[matched] == np.flatnonzero(matched)).all()
+    assert replanted(100, 0.0, seed=0)[1].all()

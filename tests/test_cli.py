@@ -1,0 +1,244 @@
+"""The main job through the roof, as a person types it: photos -> store -> run -> numbers -> page; then what a person gets wrong."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from evals import attributes, recovery_runs
+from vsae import cli
+from vsae.activations import ActivationStore
+from vsae.recipes import RECIPES
+from vsae.run import Run
+
+MODEL = shlex.split("--model.family vision --model.name vit_tiny_patch16_224 --model.no-pretrained --model.img-size 64")
+TRAINING = shlex.split("--sae.n-latents 64 --sae.k 4 --training.tokens 6000 --training.batch-size 256")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A hundred pictures in two classes, extracted and trained on once."""
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        folder = home / "photos" / ("stripes" if number % 2 else "noise")
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        if number % 2:
+            pixels[:, :: 2 + number % 5] = rng.integers(0, 255, 3)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    cli.main(extract(home))
+    cli.main(train(home, "run"))
+    return home
+
+
+def extract(home):
+    sites = ["--sites", "blocks.1", "blocks.2:input"]
+    return ["extract", "--data", str(home / "photos"), *MODEL, *sites, "--out", str(home / "store")]
+
+
+def train(home, out, *more):
+    where = ["--store", str(home / "store"), "--site", "blocks.1", "--out", str(home / out)]
+    return ["train", *where, *shlex.split("--recipe topk --kinds patch --val-share 0.3"), *TRAINING, *more]
+
+
+def fails(capsys, *arguments):
+    """Exit code 2 and one sentence, without a traceback."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("vsae: ") and error.count("\n") == 1, error
+    return error
+
+
+def test_photos_to_numbers_and_a_page(home, capsys):
+    cli.main(["eval", "reconstruction", str(home / "run"), str(home / "store")])
+    result = json.loads((home / "run/eval/reconstruction/result.json").read_text())
+    assert 0 < result["value"] < result["floor"] == 1.0
+    assert result["token_kinds"] == ["patch"] and result["n"]["latents"] == 64
+    low, high = result["splits"]["report"]["select"]["part"]
+    assert (low, high) == (0.7, 1.0) and result["splits"]["fit"]["select"]["part"] == [0.0, 0.7]
+    points = {point["name"]: point["nmse"]["value"] for point in result["details"]["baselines"]}
+    assert {"topk", "PCA 4", "k-means 64"} <= set(points) and points["topk"] == result["value"]
+
+    cli.main(["explore", str(home / "run"), str(home / "store")])
+    page = home / "run/explorer"
+    assert (page / "index.html").is_file() and any(page.glob("images/**/*.jpg"))
+
+    capsys.readouterr()
+    cli.main(["info", str(home / "run")])
+    cli.main(["info", str(home / "store"), "--verify"])
+    said = capsys.readouterr().out
+    assert "topk SAE of vit_tiny_patch16_224, blocks.1 output: 64 latents" in said and "floor 1" in said
+    assert (
+        "RANDOM from seed 0" in said
+        and "100 samples" in said
+        and "grid 4 x 4" in said
+        and "Every checksum agrees." in said
+    )
+
+
+def test_attributes_of_the_photos_to_what_single_latents_recover(home, tmp_path, capsys):
+    truth = {
+        f"{kind}/{path.stem}": [kind] for kind in ("stripes", "noise") for path in (home / "photos" / kind).iterdir()
+    }
+    keys = set(ActivationStore.open(home / "store").samples.column("key").to_pylist())
+    assert keys == set(truth)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "tree.json").write_text('{"photo": ["stripes", "noise"]}')
+    given = ["--attributes", str(tmp_path / "truth.json"), "--hierarchy", str(tmp_path / "tree.json")]
+    options = ["--min-positives", "2", "--resamples", "20", "--out", str(tmp_path / "found")]
+    cli.main(["eval", "recovery", str(home / "run"), str(home / "store"), *given, *options])
+    result = json.loads((tmp_path / "found/result.json").read_text())
+    site = ActivationStore.open(home / "store").site("blocks.1")
+    run, table = Run.load(home / "run"), attributes.read(tmp_path / "truth.json")
+    direct = recovery_runs.evaluate([run], site, table, tmp_path / "direct", min_positives=2, resamples=20)
+    ours, theirs = result["details"]["methods"][0], direct.methods[0]
+    assert [each["ap"]["value"] for each in ours["recovery"]["attributes"]] == [
+        each.ap.value for each in theirs.recovery.attributes
+    ]
+    assert {each["name"] for each in ours["recovery"]["attributes"]} == {"stripes", "noise"}
+    assert ours["recovery"]["left_out"] == ["photo"], "what is true of all is no attribute"
+    assert result["splits"]["selection"]["select"] == {"kinds": ["patch"], "part": [0.7, 0.85]}
+    assert (tmp_path / "found/recovery.png").is_file() and "PCA" in capsys.readouterr().out
+
+    error = fails(capsys, "eval", "recovery", home / "run", home / "store")
+    assert "no sample has a field 'attributes'" in error
+    error = fails(capsys, "eval", "recovery", home / "run", home / "store", "--attributes", "nowhere.json")
+    assert "nowhere.json" in error
+
+
+def test_two_runs_are_summed_up_over_their_seeds(home, tmp_path):
+    cli.main(train(home, "other", "--training.seed", "1"))
+    lines = (
+        {"key": f"{kind}/{p.stem}", "kind": [kind]}
+        for kind in ("stripes", "noise")
+        for p in (home / "photos" / kind).iterdir()
+    )
+    (tmp_path / "truth.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [
+        "--attributes",
+        str(tmp_path / "truth.jsonl"),
+        "--field",
+        "kind",
+        "--min-positives",
+        "2",
+        "--resamples",
+        "5",
+    ]
+    cli.main(["eval", "recovery", str(home / "run"), str(home / "other"), str(home / "store"), *given])
+    result = json.loads((home / "run/eval/recovery/result.json").read_text())
+    runs = [method for method in result["details"]["methods"] if method["run"]]
+    assert [Path(method["run"]).name for method in runs] == ["run", "other"] and result["n"]["runs"] == 2
+    mean = np.mean([method["recovery"]["mean_ap"]["value"] for method in runs])
+    assert result["details"]["over_seeds"]["topk"]["mean_ap"]["value"] == pytest.approx(mean)
+
+
+def test_every_recipe_is_scored_on_planted_features(tmp_path, capsys):
+    world = shlex.split("--world.d-model 16 --world.n-features 12 --world.active 1.5")
+    budget = shlex.split("--seeds 2 --rows 1024 --training.epochs 1 --training.batch-size 256")
+    cli.main(["eval", "recovery", "--all", "--out", str(tmp_path), *world, *budget])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [each["name"] for each in result["details"]["recipes"]] == list(RECIPES)
+    assert all(len(each["trials"]) == 2 and each["world"]["n_features"] == 12 for each in result["details"]["recipes"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in RECIPES)
+
+
+def test_a_repeated_command_changes_nothing(home):
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")}
+    cli.main(extract(home))
+    cli.main(train(home, "run"))
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*.safetensors")} == before
+
+
+def test_one_seed_one_result(home):
+    cli.main(train(home, "again"))
+    first, second = (load_file(home / run / "sae_weights.safetensors") for run in ("run", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_stream_trains_without_a_store(home, tmp_path):
+    (tmp_path / "extract.yaml").write_text(
+        f"data: {home / 'photos'}\nsites: [blocks.1]\nmodel: {{family: vision, name: vit_tiny_patch16_224, pretrained: false, img_size: 64}}\n"
+    )
+    where = ["--stream", str(tmp_path / "extract.yaml"), "--out", str(tmp_path / "run")]
+    cli.main(["train", *where, "--kinds", "patch", *TRAINING])
+    meta = json.loads((tmp_path / "run/run.json").read_text())
+    assert meta["training"]["tokens"] >= 6000 and meta["fingerprint"]["store"] is None
+    cli.main(["eval", "reconstruction", str(tmp_path / "run"), str(home / "store")])
+    assert json.loads((tmp_path / "run/eval/reconstruction/result.json").read_text())["value"] < 1
+
+
+def test_a_wrong_site_lists_the_nearest_and_writes_nothing(home, tmp_path, capsys):
+    error = fails(
+        capsys, "extract", "--data", home / "photos", *MODEL, "--sites", "block.1", "--out", tmp_path / "store"
+    )
+    assert "'block.1'" in error and "blocks.1" in error
+    assert not (tmp_path / "store").exists()
+
+
+def test_sae_and_store_that_do_not_belong_together_are_refused_with_both(home, tmp_path, capsys):
+    other = [*MODEL, "--model.seed", "1"]
+    cli.main(
+        ["extract", "--data", str(home / "photos"), *other, "--sites", "blocks.1", "--out", str(tmp_path / "other")]
+    )
+    for command in (["eval", "reconstruction"], ["explore"]):
+        error = fails(capsys, *command, home / "run", tmp_path / "other")
+        assert "do not belong together" in error and error.count("blocks.1 output") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["extrat"], "no command 'extrat': did you mean 'extract'?"),
+        (["eval", "reconstructoin"], "no evaluation 'reconstructoin': did you mean 'reconstruction'?"),
+        (["eval", "recovery", "--all", "--recipes", "topq"], "no recipe 'topq': did you mean 'topk'?"),
+        (["eval", "recovery", "run"], "vsae eval recovery RUN... STORE"),
+        (["train", "--out", "x", "--recipe", "topq"], "no recipe 'topq': did you mean 'topk'?"),
+        (["train", "--out", "x"], "give --store DIR, or --stream FILE.yaml"),
+        (["info", "nowhere"], "no directory nowhere"),
+        (["extract", "--data", "nowhere", *MODEL, "--sites", "blocks.1", "--out", "x"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, sentence, capsys):
+    assert sentence in fails(capsys, *arguments)
+
+
+def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "empty" in fails(
+        capsys, "extract", "--data", tmp_path / "empty", *MODEL, "--sites", "blocks.1", "--out", tmp_path / "x"
+    )
+    (tmp_path / "empty/notes.txt").write_text("no image")
+    assert "image" in fails(
+        capsys, "extract", "--data", tmp_path / "empty", *MODEL, "--sites", "blocks.1", "--out", tmp_path / "x"
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_store_names_the_shard(home, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(home / "store", tmp_path / "store")
+    shard = tmp_path / "store/blocks.1/part-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert "part-00000.safetensors" in fails(
+        capsys, "train", "--store", tmp_path / "store", "--site", "blocks.1", "--out", tmp_path / "run"
+    )
+
+
+def test_help_is_quick_and_loads_no_large_library():
+    script = (
+        "import sys, vsae, vsae.cli\ntry: vsae.cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'diffusers', 'timm', 'matplotlib') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said.endswith("[]\n") and "extract" in said
