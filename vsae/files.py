@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary)` and move the result to `path`; a kill at any moment leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.partial")
     write(temporary)

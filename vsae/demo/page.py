@@ -112,7 +112,8 @@ def the_world(world: World) -> Section:
 
 
 def reconstruction(here: Path, runs: Sequence[str]) -> Section:
-    rows, strong = [], []
+    rows: list[tuple[str, ...]] = []
+    strong: list[int] = []
     for model, what in (("vit", "ViT"), ("clip", "CLIP"), ("pairs", "CLIP, whole image")):
         mine = [run for run in runs if run.startswith(f"{model}-")]
         for place, run in enumerate(mine):

@@ -141,7 +141,10 @@ def fit(
     display = Display(budget, training.tokens, progress, config.log_every_seconds)
     saved_at = time.monotonic()
 
-    with guard.Interruption() as interruption, display, trackers:
+    alone = torch.random.fork_rng(
+        [device] if device.type == "cuda" else []
+    )  # the caller's random numbers stay as they were
+    with guard.Interruption() as interruption, alone, display, trackers:
         if training.step:
             display.say(f"going on from step {training.step:,} of {out}")
         while training.tokens < budget:
