@@ -9,7 +9,8 @@ HERE = Path(__file__).resolve().parents[1]
 ROOF = {
     "vsae/cli.py",
     "vsae/reading.py",
-    "vsae/evaluations.py",
+    "vsae/evaluations/audits.py",
+    "vsae/evaluations/quality.py",
     "vsae/demo/__init__.py",
     "vsae/demo/page.py",
     "vsae/demo/evidence.py",

@@ -1,7 +1,7 @@
 """The roof: `vsae COMMAND`, and with the files below it the only ones that know models, dictionaries and evaluations at once.
 
 reading.py        models and images that jobs name
-evaluations.py    vsae eval NAME
+evaluations/      vsae eval NAME
 demo/             vsae demo
 
 Every command is a job (`vsae/jobs.py`) and a function here of the same name, which a program can call too. A person's mistake is one

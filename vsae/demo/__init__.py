@@ -121,21 +121,22 @@ def train(here: Path, name: str, job: jobs.Demo) -> None:
 
 def evaluate(here: Path) -> None:
     """Every evaluation there is."""
-    from vsae import config, evaluations
+    from vsae import config
+    from vsae.evaluations import quality
     from vsae.files import write_json
 
     for name in RUNS:
         out, run = here / "eval" / f"reconstruction-{name}", here / "runs" / name
-        once(out, jobs.EvalReconstruction(run, here / "store", out), evaluations.reconstruction)
+        once(out, jobs.EvalReconstruction(run, here / "store", out), quality.reconstruction)
     write_json(here / "eval" / "hierarchy.json", hierarchy())
     for read in ("vit", "clip", "pairs"):
         runs = tuple(here / "runs" / name for name in RUNS if name.startswith(f"{read}-"))
         out = here / "eval" / f"recovery-{read}"
         asked = jobs.EvalRecovery((*runs, here / "store"), hierarchy=here / "eval" / "hierarchy.json", out=out)
-        once(out, asked, evaluations.recovery)
+        once(out, asked, quality.recovery)
     out = here / "eval" / "planted"
-    planted = config.from_mapping(evaluations.planted_type(), {"out": out, **PLANTED}, "the demo")
-    once(out, planted, evaluations.planted)
+    planted = config.from_mapping(quality.planted_type(), {"out": out, **PLANTED}, "the demo")
+    once(out, planted, quality.planted)
 
 
 def hierarchy() -> dict[str, list[str]]:

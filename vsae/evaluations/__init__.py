@@ -1,0 +1,58 @@
+"""`vsae eval NAME`: measure runs, print the table, write result.json and its figures. Part of the roof, for evaluations live in `evals`.
+
+A room here is a few evaluations of one subject: a function each, which takes its job and returns the directory it wrote, and their names in JOBS.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+EVALUATIONS = {
+    "reconstruction": ("quality", "how much of the activations an SAE keeps and how sparsely, beside PCA and k-means"),
+    "recovery": (
+        "quality",
+        "which known attributes single latents stand for, beside random directions, neurons and PCA; --all: every recipe on planted features",
+    ),
+    "ood": ("audits", "which images are out of distribution, by codes and by the dense features they must beat"),
+    "blindspots": (
+        "audits",
+        "what image generators draw too rarely or too often, and what they may have memorised, beside real images against themselves",
+    ),
+    "filtering": (
+        "audits",
+        "how well scores from codes find mismatched image-text pairs, beside CLIP score, length and chance",
+    ),
+}
+"""Name -> (room, what it answers)."""
+
+
+def command(arguments: list[str]) -> None:
+    """Parse and run one evaluation. Raises ValueError with a sentence for what a person got wrong."""
+    from vsae import config
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:<15} {text}" for name, (_, text) in EVALUATIONS.items())
+        print(f"vsae eval NAME: measure runs\n\n{lines}\n\nvsae eval NAME --help lists its options.")
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in EVALUATIONS:
+        raise ValueError(f"there is no evaluation '{name}'{config.near(name, EVALUATIONS)}")
+    room = import_module(f"vsae.evaluations.{EVALUATIONS[name][0]}")
+    if name == "recovery" and "--all" in rest:
+        rest.remove("--all")
+        room.planted(config.parse(room.planted_type(), rest, "vsae eval recovery --all"))
+        return
+    job, evaluate = room.JOBS[name]
+    evaluate(config.parse(job, rest, f"vsae eval {name}"))
+
+
+def told(table: "Table", out: Path) -> Path:
+    """Print what was found, and where it is."""
+    from rich.console import Console
+
+    Console().print(table)
+    print(f"wrote {out / 'result.json'}")
+    return out
