@@ -116,13 +116,55 @@ def stratified(
     scores: Float[np.ndarray, "samples"], lengths: Float[np.ndarray, "samples"], strata: int = STRATA
 ) -> Float[np.ndarray, "samples"]:
     """Rank, 0 to 1, among the samples of like length: as many strata as quantiles of the length differ. Ties have one rank."""
+    return rank_within(scores, length_strata(lengths, strata))
+
+
+def length_strata(lengths: Float[np.ndarray, "samples"], strata: int = STRATA) -> Int[np.ndarray, "samples"]:
+    """Stratum of each sample, by quantiles of the length."""
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, strata + 1)[1:-1]))
-    stratum = np.searchsorted(edges, lengths, side="right")
+    return np.searchsorted(edges, lengths, side="right")
+
+
+def rank_within(
+    scores: Float[np.ndarray, "samples"], stratum: Int[np.ndarray, "samples"]
+) -> Float[np.ndarray, "samples"]:
+    """Rank, 0 to 1, among the samples of one stratum. Ties have one rank."""
     found = np.empty(len(scores))
     for each in np.unique(stratum):
         mine = stratum == each
         found[mine] = (rankdata(scores[mine]) - 0.5) / mine.sum()
     return found
+
+
+def budgeted(
+    scores: Float[np.ndarray, "samples"],
+    share: float | None = None,
+    count: int | None = None,
+    threshold: float | None = None,
+    strata: Int[np.ndarray, "samples"] | None = None,
+) -> Bool[np.ndarray, "samples"]:
+    """Which samples one of three budgets keeps: a share, a number, or all that score `threshold` or more. A score of NaN is never kept.
+
+    With `strata`, samples are compared with those of their own stratum: each keeps its best of the share or, as near as whole samples allow, of the number.
+    Raises ValueError unless there is one budget, and for a threshold with strata.
+    """
+    if sum(budget is not None for budget in (share, count, threshold)) != 1:
+        raise ValueError("how much to keep is not clear: give one of a share, a count and a threshold.")
+    known = ~np.isnan(scores)
+    if threshold is not None:
+        if strata is not None:
+            raise ValueError(
+                "a threshold is on the score itself, which strata replace by ranks: give a share or a count."
+            )
+        return known & (np.nan_to_num(scores, nan=-np.inf) >= threshold)
+    if count is not None and count < 0:
+        raise ValueError(f"the number to keep is {count}: give 0 or more.")
+    ranked = scores if strata is None else rank_within(np.where(known, scores, -np.inf), strata)
+    ranked = np.where(known, ranked, np.nan)
+    wanted = share if share is not None else min(1.0, (count or 0) / max(1, len(scores)))
+    found = np.zeros(len(scores), bool)
+    found[keep(ranked, wanted)] = True
+    return found & known
 
 
 def judge(

@@ -23,6 +23,7 @@ from torch import Tensor
 from evals import cross_modal
 from evals.figures import ACCENT, QUIET, save
 from evals.filtering import Filter, SampleCodes, agreement, judge, sae_v
+from evals.mixed_codes import sample_codes
 from evals.pooling import pooled
 from evals.result import Result, write_result
 from vsae.activations import Select, fingerprint, whole_samples
@@ -74,31 +75,18 @@ def mixed(
             fit_codes.append(pooled(code, n, np.arange(len(samples)), "token")[: first.sum()])
             fit_image.append(is_image[first])
             taken += len(np.unique(samples[first]))
-        rows, owner = np.unique(samples, return_inverse=True)
-        has = [np.bincount(owner[mask], minlength=len(rows)) > 0 for mask in (is_image, ~is_image)]
-        whole = np.flatnonzero(has[0] & has[1])
-        kept = np.isin(owner, whole)
-        starts = np.flatnonzero(np.diff(owner[kept], prepend=-1))
+        whole, own, kept = sample_codes(code, samples, is_image, n)
         if not len(whole):
             continue
-        sides, states = list[np.ndarray](), list[np.ndarray]()
-        for name, mask in (("image", kept & is_image), ("text", kept & ~is_image)):
-            at = torch.from_numpy(np.flatnonzero(mask))
-            first = np.flatnonzero(np.diff(owner[mask], prepend=-1))
-            parts[name].append(pooled(Code(code.values[at], code.indices[at]), n, first, "max"))
-            sizes = np.diff(first, append=int(mask.sum()))
-            x = batch.values[at].double().numpy() - centres[len(sides)]
-            states.append(np.add.reduceat(x, first, axis=0) / sizes[:, None])
-            sides.append(sizes)
-        at = torch.from_numpy(np.flatnonzero(kept))
-        values, indices = code.values[at], code.indices[at]
-        sizes = np.diff(starts, append=len(at))
-        parts["counts"].append(pooled(Code((values > 0).float(), indices), n, starts, "sum"))
-        parts["l0"].append(np.add.reduceat((values != 0).sum(1).numpy(), starts) / sizes)
-        parts["l1"].append(np.add.reduceat(values.abs().sum(1).numpy(), starts) / sizes)
-        parts["length"].append(sides[1].astype(np.float64))
+        states = []
+        for mask, centre in zip((kept & is_image, kept & ~is_image), centres, strict=True):
+            first = np.flatnonzero(np.diff(samples[mask], prepend=-1))
+            x = batch.values[torch.from_numpy(np.flatnonzero(mask))].double().numpy() - centre
+            states.append(np.add.reduceat(x, first, axis=0) / np.diff(first, append=len(x))[:, None])
+        for name in ("image", "text", "counts", "l0", "l1", "length"):
+            parts[name].append(getattr(own, name))
         parts["raw"].append(cosines(*(torch.from_numpy(state) for state in states)))
-        parts["rows"].append(rows[whole])
+        parts["rows"].append(whole)
     if not parts["rows"]:
         raise ValueError(f"no sample of {site.name} has both image and text tokens: filtering needs pairs.")
     both = {name: np.concatenate(parts[name]) for name in ("l0", "l1", "length", "raw", "rows")}

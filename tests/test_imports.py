@@ -14,6 +14,9 @@ ROOF = {
     "vsae/demo/__init__.py",
     "vsae/demo/page.py",
     "vsae/demo/evidence.py",
+    "vsae/filter/__init__.py",
+    "vsae/filter/scores.py",
+    "vsae/filter/page.py",
 }
 FORBIDDEN = {"vsae": {"modalities", "evals"}, "modalities": {"vsae", "evals"}, "evals": set()}
 

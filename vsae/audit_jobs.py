@@ -1,10 +1,12 @@
-"""Jobs of `vsae eval` that audit image generators and image-text data. Like `vsae.jobs`; field docstrings are the command line's help."""
+"""Jobs that audit image generators and image-text data, and filter it. Like `vsae.jobs`; field docstrings are the command line's help."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from vsae.jobs import Model
 
 
 @dataclass(frozen=True)
@@ -73,5 +75,58 @@ class EvalFiltering:
     """Of bootstrap, planting and the random score."""
     batch_size: int = 4096
     """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Keep the image-text pairs whose image and text agree: filtered data in the format it came in, the score of every sample, and a page to look at.
+
+    Interrupted runs go on where they were. Several processes share the work: accelerate launch --multi_gpu --num_processes 2 -m vsae.cli filter ...
+    """
+
+    data: str
+    """Webdataset shards (a .tar, a folder of them, or name-{000..009}.tar) or a list of pairs or LLaVA conversations (.jsonl, .json, .csv, .parquet)."""
+    model: Model
+    """The model that the run reads."""
+    out: Path
+    """Directory of what is written: shards/, scores.parquet, report/."""
+    run: Path | None = None
+    """Directory of a trained SAE: VL-SAE on image_embedding+text_embedding of a clip model, or any on a site of a llava model's token stream."""
+    train: bool = False
+    """Instead of a run: train one on the data first (vl_sae on a clip model's embeddings, topk on --site of a llava model)."""
+    site: str | None = None
+    """With --train on a llava model: where to read."""
+    latents: int = 1024
+    """With --train: concepts of the SAE."""
+    k: int = 32
+    """With --train: concepts a token."""
+    tokens: int = 2_000_000
+    """With --train: rows to train on."""
+    method: str | None = None
+    """Score to keep by. VL-SAE: agreement (default), clip. Token streams (SAE-V): both (default), union, per_token, cooccurring, l0, l1. Either: length, random."""
+    share: float | None = None
+    """Keep this share of the samples, the best."""
+    count: int | None = None
+    """Or this many."""
+    threshold: float | None = None
+    """Or all that score this or more."""
+    stratify: Literal["none", "length", "source"] = "none"
+    """Compare each sample with those of like length, or of its own source, only."""
+    source_field: str | None = None
+    """Field of a sample's json (or column of the list) that is its source; the shard it is in, when left out."""
+    truth_field: str = "corruption"
+    """Field that says, where it is known, what is wrong with a pair: null or absent for nothing. The page then shows how well each score finds it."""
+    scores_only: bool = False
+    """Write scores.parquet and the page, but no filtered data."""
+    fit_samples: int = 1000
+    """Token streams: samples that the cross-modal weights are fitted on."""
+    batch_size: int = 32
+    """Samples a forward pass."""
+    workers: int = 2
+    """Threads that decode and preprocess."""
+    seed: int = 0
+    """Of the random score, and of the pictures shown."""
     self_check: bool = True
     """Verify on loading that the SAE still does what it did when it was saved."""

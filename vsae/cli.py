@@ -3,6 +3,7 @@
 reading.py        models and images that jobs name
 evaluations/      vsae eval NAME
 demo/             vsae demo
+filter/           vsae filter
 
 Every command is a job (`vsae/jobs.py`) and a function here of the same name, which a program can call too. A person's mistake is one
 sentence on stderr and exit code 2; set VSAE_TRACEBACK=1 to see where it was raised.
@@ -28,6 +29,7 @@ COMMANDS = {
     "explore": "a static HTML page of what each latent responds to",
     "info": "what this store or run is, in words",
     "convert": "an SAE of another library -> a run directory, and back",
+    "filter": "image-text data -> the part of it whose images and texts agree, in the same format",
     "demo": "all of it in a rendered world whose concepts are known, without network",
 }
 
@@ -52,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def command(name: str, rest: list[str]) -> None:
     """Parse and run one command. Raises ValueError with a sentence for what a person got wrong."""
-    from vsae import config, demo, evaluations
+    from vsae import audit_jobs, config, demo, evaluations, filter
 
     simple: dict[str, tuple[type, Callable[[Any], None]]] = {
         "extract": (jobs.Extract, extract_and_tell),
         "explore": (jobs.Explore, lambda job: print(f"open {explore(job)}")),
         "info": (jobs.Info, lambda job: print(info(job))),
         "convert": (jobs.Convert, convert),
+        "filter": (audit_jobs.Filter, lambda job: print(f"open {filter.filtered(job)}")),
         "demo": (jobs.Demo, demo.demo),
     }
     if name == "train":

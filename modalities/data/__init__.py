@@ -21,14 +21,14 @@ from modalities.data.samples import Bad, Dataset, Sample, describe
 from modalities.data.tars import Tars
 from modalities.data.text import printable
 
-__all__ = ["Bad", "Dataset", "Sample", "describe", "open_dataset"]
+__all__ = ["Bad", "Dataset", "Sample", "describe", "open_dataset", "shards_of"]
 
 
 def open_dataset(path: str | Path, *, label: str | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
     """The dataset at `path`, indexed but not decoded.
 
     path: a folder of images of any depth; webdataset shards as a .tar, a folder of them, a glob or "x-{000..003}.tar"; or a list of
-        pairs (.jsonl, .csv, .parquet); or a .txt of documents with empty lines between them.
+        pairs or conversations (.jsonl, .json, .csv, .parquet); or a .txt of documents with empty lines between them.
     label: field of the json, or column of the list, that holds the label. A folder's labels are the names of its folders.
     max_pixels: larger images are bad.
 
@@ -39,9 +39,8 @@ def open_dataset(path: str | Path, *, label: str | None = None, max_pixels: int 
     path = Path(path)
     if path.is_dir():
         return _folder(path, label, max_pixels)
-    shards = [path] if path.exists() else _expand(str(path))
     if not path.exists() or path.suffix.lower() == ".tar":
-        return Tars(shards, path.name, label, max_pixels)
+        return Tars(shards_of(path), path.name, label, max_pixels)
     if path.suffix.lower() in READERS:
         return Pairs(path, label, max_pixels)
     if path.suffix.lower() == ".txt":
@@ -51,15 +50,29 @@ def open_dataset(path: str | Path, *, label: str | None = None, max_pixels: int 
     )
 
 
+def shards_of(path: str | Path) -> list[Path]:
+    """The files that `path` names: a .tar, a folder of them, a glob or "x-{000..003}.tar", in order. Raises FileNotFoundError or ValueError."""
+    path = Path(path)
+    found = (
+        sorted(path.glob("*.tar"), key=os.fsencode)
+        if path.is_dir()
+        else [path]
+        if path.exists()
+        else _expand(str(path))
+    )
+    if wrong := [each for each in found if each.suffix.lower() != ".tar"] or ([path] if not found else []):
+        raise ValueError(f"{printable(str(wrong[0]))} is no .tar and no folder of them: give webdataset shards.")
+    return found
+
+
 def _folder(path: Path, label: str | None, max_pixels: int) -> Dataset:
-    shards = sorted(path.glob("*.tar"), key=os.fsencode)
-    if not shards:
+    if not any(path.glob("*.tar")):
         if label is not None:
             raise ValueError(f"label is {label!r}, but the labels of a folder of images are the names of its folders.")
         return Folder(path, max_pixels)
     if next(images(path), None) is not None:
         raise ValueError(f"{printable(str(path))} holds images and .tar shards: name the shards, as in {path}/*.tar.")
-    return Tars(shards, printable(path.resolve().name), label, max_pixels)
+    return Tars(shards_of(path), printable(path.resolve().name), label, max_pixels)
 
 
 def _expand(pattern: str) -> list[Path]:

@@ -1,8 +1,8 @@
-"""Lists of pairs: a .jsonl, .csv or .parquet with a row a sample.
+"""Lists of pairs: a .jsonl, .csv or .parquet with a row a sample, or a .json that is one list of them (LLaVA's conversations).
 
     image     column image, path, file or file_name: a path relative to the list's folder
     captions  column caption, captions or text: a string or a list of strings
-    key       column key; else the image's path without extension; else the row's number
+    key       column key, or id; else the image's path without extension; else the row's number
     label     column label, class, class_name or category
 
 A list without any image is a dataset of captions. Paths may leave the list's folder but not be absolute: a list that names the
@@ -149,7 +149,15 @@ def encodable(path: str) -> bool:
         return False
 
 
-READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+def _json(path: Path) -> Iterator[Row]:
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, list):
+        raise ValueError(f"it is a {type(content).__name__}, not a list of rows")
+    for row in content:
+        yield row if isinstance(row, dict) else {BROKEN: f"is a {type(row).__name__}, not a JSON object"}
+
+
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 
 
 def _said(row: Row) -> list[Any]:
@@ -163,5 +171,7 @@ def _image(row: Row) -> Any:
 def _key(row: Row, number: int) -> str:
     if row.get("key") is not None:
         return printable(str(row["key"]))
+    if isinstance(row.get("id"), str | int):
+        return printable(str(row["id"]))
     name = _image(row)
     return printable(os.path.splitext(name)[0]) if isinstance(name, str) else f"row-{number:08d}"

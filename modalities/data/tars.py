@@ -104,6 +104,15 @@ class Tars:
         )
         return identify("tars", printable(self._name), entries, max_pixels=self._max_pixels, label=self._label)
 
+    def shard(self, index: int) -> Path:
+        """The file that a candidate is in."""
+        return self._found[index].shard
+
+    def members(self, index: int) -> list[Member]:
+        """Where a sample's files lie in its shard, as they lie; none for a damage."""
+        found = self._found[index]
+        return [] if isinstance(found, Damage) else sorted(found.members.values(), key=lambda member: member.offset)
+
     def _label_of(self, group: Group) -> str | None:
         try:
             return self._parts(group).label

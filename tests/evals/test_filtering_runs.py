@@ -5,8 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from evals.filtering_runs import embedded, mixed, replanted, report, table
+from evals.pair_scores import Mixed, Pairs
 from vsae.activations import write_store
 from vsae.files import read_json
 from vsae.paired import PairedDistance, TwoDecoders
@@ -69,6 +71,7 @@ def test_a_mixed_stream_is_scored_and_judged(tmp_path):
     for name, scores in scored.scores.items():
         np.testing.assert_allclose(scores, again.scores[name], rtol=1e-6, atol=1e-6)
     assert scored.lengths.tolist() == [WORDS] * N
+    streamed(run, values, matched, scored)
     found = report(run, site, scored, matched, tmp_path / "out", planted="here", resamples=20)
     assert found["both (code, centred)"].auroc.value == 1.0 and found["both (paper)"].auroc.value == 1.0
     assert found["union (code)"].auroc.value < 0.1
@@ -79,6 +82,34 @@ def test_a_mixed_stream_is_scored_and_judged(tmp_path):
     assert listed["keys"][7] == "k7" and listed["scores"]["l0"][7] == scored.scores["l0"][7] == 1.0
     assert (tmp_path / "out" / "filtering.png").read_bytes().startswith(b"\x89PNG")
     assert table(found).row_count == len(found)
+
+
+def streamed(run, values, matched, scored):
+    """The same scores from activations, without a store, and by a loop over tokens."""
+    scorer, kinds = Mixed(run, KINDS), torch.tensor([0] * PATCHES + [1] * WORDS, dtype=torch.uint8)
+
+    def activations(rows):
+        x = torch.from_numpy(values[rows]).float()
+        return {"layer": Tokens(x, kinds.expand(len(x), -1))}
+
+    scorer.fit([activations(slice(0, 70)), activations(slice(70, 120))])
+    parts = [scorer(activations(slice(start, start + 75))) for start in range(0, N, 75)]
+    found = {name: np.concatenate([part.scores[name] for part in parts]) for name in scorer.names}
+    for name in ("l0", "l1", "cooccurring"):
+        np.testing.assert_allclose(found[name], scored.scores[name], rtol=1e-6)
+    w = np.nan_to_num(scorer.weights)
+    for i in range(N):
+        on = values[i].argmax(1)  # one concept a token
+        image, said = set(on[:PATCHES]), set(on[PATCHES:])
+        assert found["both"][i] == pytest.approx(sum(w[c] for c in image & said), abs=1e-9)
+        assert found["union"][i] == pytest.approx(sum(w[c] for c in image | said), abs=1e-9)
+    assert roc_auc_score(matched, found["both"]) == 1.0
+    behind = np.concatenate([part.behind.toarray() for part in parts])
+    np.testing.assert_allclose(behind.sum(1), found["both"], atol=1e-9)
+    alone = scorer({"layer": Tokens(torch.ones(2, 3, D), torch.tensor([[0, 1, 2], [0, 0, 2]], dtype=torch.uint8))})
+    assert np.isnan(alone.scores["both"]).tolist() == [False, True]
+    with pytest.raises(ValueError, match="have none of one"):
+        scorer.fit([{"layer": Tokens(torch.ones(2, 3, D), torch.zeros(2, 3, dtype=torch.uint8))}])
 
 
 def test_two_embeddings_are_scored_by_the_agreement_of_their_codes(tmp_path):
@@ -96,6 +127,15 @@ def test_two_embeddings_are_scored_by_the_agreement_of_their_codes(tmp_path):
     run = Run(tmp_path / "run", sae, {"fingerprint": sites[0].fingerprint | about})
     scored, matched = embedded(run, sites, shuffle=0.3, batch_size=70)
     assert (~matched).sum() == round(0.3 * N)
+    scorer = Pairs(run)
+    seen = scorer(
+        {name: Tokens(torch.from_numpy(x[:, None]).float(), None) for name, x in zip("ab", pair, strict=True)}
+    )
+    apart = embedded(run, sites)[0]
+    np.testing.assert_allclose(seen.scores["agreement"], apart.scores["agreement"], atol=1e-6)
+    np.testing.assert_allclose(seen.scores["clip"], apart.scores["CLIP score"], atol=1e-6)
+    np.testing.assert_allclose(seen.behind.sum(1), seen.scores["agreement"], atol=1e-6)
+    assert sorted(scorer.names) == sorted(seen.scores)
     found = report(run, sites[0], scored, matched, tmp_path / "out", planted="30 %", resamples=20)
     assert found["agreement"].auroc.value > 0.98 and found["CLIP score"].auroc.value > 0.95
     assert abs(found["random"].auroc.value - 0.5) < 0.15

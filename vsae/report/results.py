@@ -36,9 +36,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """Pictures side by side."""
+    """Pictures side by side; `told`: with their words under them even where they are right or wrong."""
 
     pictures: Sequence[Picture]
+    name: str = ""
+    told: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure, wide enough to be read."""
+
+    picture: Picture
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class Frame:
     name: str
 
 
-Part: TypeAlias = Strip | Grid | Findings | Frame
+Part: TypeAlias = Strip | Chart | Grid | Findings | Frame
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def write(out: Path, title: str, lead: Sequence[str], facts: Sequence[Fact], sec
     environment = Environment(
         loader=PackageLoader("vsae.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.tests |= {each.__name__.lower(): is_a(each) for each in (Strip, Grid, Findings, Frame)}
+    environment.tests |= {each.__name__.lower(): is_a(each) for each in (Strip, Chart, Grid, Findings, Frame)}
     used: set[str] = set()
 
     def place(picture: Picture) -> str:
