@@ -20,7 +20,7 @@ from modalities.base import KINDS, ActivationModel, Activations, Batch, NotToken
 from modalities.dual import IMAGE, NEEDS, TEXT, DualModel, both, sides
 from modalities.images import ImageTokens, filled, pooled
 from modalities.layout import kinds_of
-from modalities.loading import loading, local_dir, placed, provenance, read_config
+from modalities.loading import commit, loading, local_dir, placed, provenance, read_config
 from modalities.preprocessing import of_transform
 from modalities.sites import Site, nearest
 
@@ -220,12 +220,18 @@ def load(
         "open_clip_torch",
         path,
         module,
-        revision=pretrained if isinstance(pretrained, str) else None,
+        revision=pretrained if isinstance(pretrained, str) else _commit(name) if not random else None,
         seed=seed if random else None,
         preprocessing=of_transform(transform),
         dtype=dtype,
     )
     return ClipModel(placed(module, device, dtype), record, transform, tokenizer)
+
+
+def _commit(name: str) -> str | None:
+    """Which commit of a repository of the hub was loaded."""
+    scheme, _, repository = name.partition(":")
+    return commit(repository, "open_clip_config.json") if scheme == "hf-hub" else None
 
 
 def _library_of(name: str) -> str:

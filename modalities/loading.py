@@ -73,6 +73,19 @@ def _hint(error: BaseException | None, said: str) -> str:
     return ""
 
 
+def commit(repository: str, *files: str) -> str | None:
+    """The commit of the hub's repository that was just loaded, from where one of its files lies in the cache; None for one not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    for file in files:
+        found = try_to_load_from_cache(name, file, revision=revision or None)
+        if isinstance(found, str):
+            parts = Path(found).parts
+            return parts[parts.index("snapshots") + 1]
+    return None
+
+
 def placed(module: Module, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Module:
     """The module on its device, in its dtype; None keeps what the library chose. Raises ValueError for an unknown dtype."""
     if isinstance(dtype, str):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modalities.base import ActivationModel, Batch, Tokens
 from modalities.images import ImageTokens, Size, image_of
-from modalities.loading import loading, local_dir, placed, provenance, read_config
+from modalities.loading import commit, loading, local_dir, placed, provenance, read_config
 from modalities.preprocessing import of_processor, of_transform
 from modalities.sites import Site, nearest
 
@@ -111,7 +111,9 @@ def _timm(name: str, pretrained: bool, seed: int, size: Size | None) -> Built:
     wanted = {"input_size": (3, *size)} if size else {}
     transform = timm.data.create_transform(**timm.data.resolve_data_config(wanted, model=module))
     known: Any = module.pretrained_cfg
-    revision = (known.get("hf_hub_id") or known.get("tag")) if pretrained else None
+    origin = known.get("hf_hub_id") or known.get("tag")
+    loaded = commit(origin, "model.safetensors", "config.json") if known.get("hf_hub_id") and not directory else None
+    revision = (loaded or origin) if pretrained else None
     return module, transform, of_transform(transform), {}, revision
 
 

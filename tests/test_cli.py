@@ -1,9 +1,11 @@
 """The main job through the roof, as a person types it: photos -> store -> run -> numbers -> page; then what a person gets wrong."""
 
 import json
+import resource
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +207,10 @@ def test_sae_and_store_that_do_not_belong_together_are_refused_with_both(home, t
         (["train", "--out", "x", "--recipe", "topq"], "no recipe 'topq': did you mean 'topk'?"),
         (["train", "--out", "x"], "give --store DIR, or --stream FILE.yaml"),
         (["info", "nowhere"], "no directory nowhere"),
+        (
+            ["train", "--sae.n-latent", "64", "--out", "x"],
+            "no option '--sae.n-latent': did you mean '--sae.n-latents'?",
+        ),
         (["extract", "--data", "nowhere", *MODEL, "--sites", "blocks.1", "--out", "x"], "nowhere"),
     ],
 )
@@ -222,6 +228,41 @@ def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
         capsys, "extract", "--data", tmp_path / "empty", *MODEL, "--sites", "blocks.1", "--out", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
+
+
+@contextmanager
+def disk_that_takes(n):
+    """No file may grow beyond `n` bytes: to a program the same as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written_is_taken_for_whole(home, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    run, store, there = home / "run", home / "store", tmp_path / "there"
+    with disk_that_takes(3000):
+        for command in (["explore", run, store], ["eval", "reconstruction", run, store]):
+            assert "the disk is full" in fails(capsys, *command, "--out", there / command[0])
+        assert "the disk is full while writing" in fails(capsys, "convert", run, there / "saelens", "--to", "saelens")
+        assert "the disk is full while writing" in fails(capsys, *train(home, there / "run"))
+    assert "not finished" in fails(capsys, "info", there / "run")
+    assert [path.name for path in there.rglob("*") if "partial" in path.name] == []
+    assert not (there / "explore").exists() and not (there / "eval/result.json").exists()
+    cli.main([str(word) for word in ["convert", run, there / "saelens", "--to", "saelens"]])
+    cli.main(train(home, there / "run"))
+    assert Run.load(there / "run").meta["weights"] == Run.load(run).meta["weights"]
+
+
+def test_training_says_what_came_of_it_and_leaves_other_folders_alone(home, capsys):
+    cli.main(train(home, "run"))
+    said = capsys.readouterr().out
+    assert "topk SAE of vit_tiny_patch16_224" in said and "NMSE" in said and "floor 1" in said
+    assert "already holds other files, such as noise" in fails(capsys, *train(home, "photos"))
+    assert sorted(path.name for path in (home / "photos").iterdir()) == ["noise", "stripes"]
 
 
 def test_a_damaged_store_names_the_shard(home, tmp_path, capsys):

@@ -45,16 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("VSAE_TRACEBACK"):
             raise
-        print(f"vsae: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"vsae: {sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("vsae: stopped. The same command goes on where this one was.", file=sys.stderr)
         raise SystemExit(130) from None
 
 
+def sentence(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    from vsae.files import FULL
+
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}: free some space and run the same command again."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def command(name: str, rest: list[str]) -> None:
     """Parse and run one command. Raises ValueError with a sentence for what a person got wrong."""
-    from vsae import audit_jobs, config, demo, evaluations, filter
+    from vsae import about, audit_jobs, config, demo, evaluations, filter
 
     simple: dict[str, tuple[type, Callable[[Any], None]]] = {
         "extract": (jobs.Extract, extract_and_tell),
@@ -65,7 +75,7 @@ def command(name: str, rest: list[str]) -> None:
         "demo": (jobs.Demo, demo.demo),
     }
     if name == "train":
-        train(config.parse(train_type(rest), rest, "vsae train"))
+        print(about.run(train(config.parse(train_type(rest), rest, "vsae train"))))
     elif name == "eval":
         evaluations.command(rest)
     elif name in simple:

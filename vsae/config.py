@@ -6,7 +6,7 @@ Reading goes defaults < YAML < command line. tyro makes the command line from th
 import dataclasses
 import difflib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ Job = TypeVar("Job")
 
 
 def parse(job: type[Job], arguments: Sequence[str], prog: str) -> Job:
-    """The job that the arguments ask for. Raises ValueError with a sentence for a config file that does not fit."""
+    """The job that the arguments ask for. Raises ValueError with a sentence for an unknown option or a config file that does not fit."""
     arguments = list(arguments)
     config = take_option(arguments, "--config")
+    refuse_unknown(arguments, [*options(job), "--config", "--help"], prog)
     default = from_mapping(job, read_yaml(config), str(config)) if config else None
     if not arguments and default is None and required(job):
         arguments = ["--help"]
@@ -31,6 +32,28 @@ def parse(job: type[Job], arguments: Sequence[str], prog: str) -> Job:
         prog=prog,
         description=f"{job.__doc__}\n\nEvery option can also stand in a YAML file: --config FILE.yaml",
     )
+
+
+def options(job: type, prefix: str = "--") -> Iterator[str]:
+    """The command line's names of the fields of a job, and of the dataclasses in it."""
+    types = typing.get_type_hints(job, include_extras=True)
+    for field in dataclasses.fields(job):  # type: ignore[arg-type]
+        bare, name = strip_annotation(types[field.name]), field.name.replace("_", "-")
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(bare):
+            yield from options(typing.cast(type, bare), f"{prefix}{name}.")
+        elif bare is bool:
+            yield f"{prefix}no-{name}"
+
+
+def refuse_unknown(arguments: Sequence[str], known: list[str], prog: str) -> None:
+    """Raises ValueError naming the first option that does not exist, and the nearest that does."""
+    for argument in arguments:
+        name = argument.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--") and name not in known and not name.startswith("--tyro-"):
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"{prog} --help lists them."
+            raise ValueError(f"there is no option '{argument.split('=', 1)[0]}': {hint}")
 
 
 def take_option(arguments: list[str], name: str) -> str | None:

@@ -1,5 +1,6 @@
 """Files appear whole or not at all: write beside, fsync, rename, fsync the folder."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,13 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of a disk that takes no more: it is full, or the user's quota or largest file size is reached."""
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary)` and move the result to `path`; a kill at any moment leaves the old file or the new one."""
+    """Call `write(temporary)` and move the result to `path`; a kill at any moment leaves the old file or the new one.
+
+    Raises OSError, that of a full disk with `path` as its file name, leaving the old file and nothing beside it.
+    """
     temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    sync(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
     sync(path.parent)
 
 

@@ -1,5 +1,7 @@
 """Tensors in safetensors files, written whole, with errors in the library's own words turned into a sentence that names the file."""
 
+import os
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,16 +16,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def write(temporary: Path) -> None:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask asks for; safetensors lets nobody else read its files
         try:
             save_file(plain, temporary)
         except SafetensorError as error:
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise OSError(f"cannot write {path}: {error}") from error
+        temporary.chmod(mode)
 
-    try:
-        write_whole(path, write)
-    except OSError:
-        path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
-        raise
+    write_whole(path, write)
 
 
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:

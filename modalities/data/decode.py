@@ -81,6 +81,8 @@ def _reasons() -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise Unreadable("is no image in a known format") from None
+    except Image.DecompressionBombError as error:
+        raise Unreadable(f"is too large: {str(error).split(',')[0].lower()}") from None
     except Exception as error:  # decoders raise what they like on bytes made to break them
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the file, not of what is in it

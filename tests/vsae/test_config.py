@@ -1,5 +1,6 @@
 """A job is defaults < YAML < command line, and a typo is answered with the near miss."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +60,28 @@ def test_a_field_given_nowhere_is_asked_for(tmp_path, capsys):
 def test_what_a_yaml_file_gets_wrong_is_named(tmp_path, text, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--nmaes", "x"], r"no option '--nmaes': did you mean '--names'\?"),
+        (["--out", "x", "--inner.rat=1"], r"no option '--inner\.rat': did you mean '--inner\.rate'\?"),
+        (["--out", "x", "--zzz"], r"no option '--zzz': test --help lists them"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_answered_with_the_near_miss(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        config.parse(Outer, arguments, "test")
+
+
+def test_every_option_of_every_job_is_known(capsys):
+    """What tyro lists in its help is what we take for an option."""
+    for job in (train_type(["--recipe", "ra_topk"]), jobs.Extract, jobs.Explore, jobs.Convert, Outer):
+        with pytest.raises(SystemExit):
+            config.parse(job, ["--help"], "test")
+        told = re.findall(r"--[a-z][\w.-]*\w", re.sub(r"[│╭╰─\n ]+", " ", capsys.readouterr().out))
+        assert set(told) - {"--config", "--help"} <= set(config.options(job))
 
 
 def test_a_models_options_are_a_mapping_in_yaml_and_words_on_the_command_line(tmp_path, capsys):

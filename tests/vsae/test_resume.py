@@ -174,6 +174,11 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         train_job.job(tmp_path / "file")
+    (tmp_path / "saelens").mkdir()
+    (tmp_path / "saelens/cfg.json").write_text("theirs")
+    with pytest.raises(ValueError, match=r"already holds other files, such as cfg\.json: choose a new folder"):
+        train_job.job(tmp_path / "saelens")
+    assert [path.read_text() for path in (tmp_path / "saelens").iterdir()] == ["theirs"]
 
 
 @pytest.fixture(scope="module")

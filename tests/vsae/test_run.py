@@ -54,6 +54,7 @@ def test_files_have_the_names_and_shapes_others_rely_on(saved):
     meta = json.loads((saved / "run.json").read_text())
     assert meta["schema"] == 1 and meta["self_check"]["n"] == 256 and meta["self_check"]["nmse_floor"] == 1.0
     assert not list(saved.glob(".*partial"))
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1, "safetensors alone would let nobody else read"
 
 
 def test_the_self_check_is_the_nmse_of_its_rows(saved):

@@ -361,6 +361,22 @@ def test_wandb_that_is_not_installed_is_one_sentence(data, tmp_path, monkeypatch
         vsae.train(data[0], TopK(n_latents=64, k=K), tmp_path, TrainConfig(tracker="wandb"), progress=False)
 
 
+def test_wandb_that_does_not_start_is_one_sentence(data, tmp_path, monkeypatch):
+    unknown = type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})
+
+    def start(*_):
+        raise unknown("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: object())
+    monkeypatch.setattr("accelerate.Accelerator.__init__", lambda self, **_: None)
+    monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cpu"), raising=False)
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", start)
+    with pytest.raises(
+        ValueError, match=r"No API key configured\. Use `wandb login`\.\): log in .* WANDB_MODE=offline"
+    ):
+        vsae.train(data[0], TopK(n_latents=64, k=K), tmp_path, TrainConfig(tracker="wandb"), progress=False)
+
+
 def test_bf16_autocast_trains_too(data, tmp_path):
     source, val = data
     config = TrainConfig(tokens=100_000, batch_size=512, lr=3e-3, precision="bf16", tracker="none")

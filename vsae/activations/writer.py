@@ -5,7 +5,6 @@ of which batch the next one begins; after a kill the model runs again from the e
 Memory: a shard's buffer a site, and two shards on their way to disk.
 """
 
-import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +21,11 @@ from vsae.activations.manifest import JOURNAL, MANIFEST, part_name, read_manifes
 from vsae.activations.shard import DTYPES
 from vsae.activations.site_writer import SiteWriter, default_rows, layout_of, rows_of, store_shard
 from vsae.activations.store import ActivationStore
-from vsae.files import digest
+from vsae.files import FULL, digest
 
 ENOUGH_CANDIDATES = 100
 """The share of bad samples is judged from this many candidates on, and at the end."""
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FIELDS = ("key", "path", "caption", "label", "width", "height")
 
 

@@ -12,8 +12,9 @@ text only: JSON without `<`, `>` and `&` here, textContent there, and a content 
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,22 +80,34 @@ def explore(
         return track(site.sequential(batch_size, select), what, math.ceil(site.n_rows / batch_size))
 
     evidence = gather(sae, batches, len(samples), site.grid, site.kind_names, plan)
+    shown = chosen(evidence, latents)
+    with replacing(out) as partial:
+        (partial / "data").mkdir()
+        pictured = draw(image, samples, needed(evidence, shown), partial / "images", thumbnail, track)
+        related = by_direction(sae.atoms, near), by_firing(evidence.firing, near)
+        write_latents(partial / "data", evidence, shown, related, samples, pictured)
+        write_index(partial / "data" / "index.js", evidence, shown, samples, site.grid, site.kind_names)
+        header = {"title": title, "about": about, "facts": [*facts, *counted(evidence)]}
+        not_shown = omissions(evidence, shown, sae.n_latents, len(needed(evidence, shown)) - len(pictured))
+        write_shell(partial, header | {"not_shown": not_shown})
+    return out / "index.html"
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which takes its place at the end, or is gone where something was raised."""
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "data").mkdir(parents=True)
-    shown = chosen(evidence, latents)
-    pictured = draw(image, samples, needed(evidence, shown), partial / "images", thumbnail, track)
-    related = by_direction(sae.atoms, near), by_firing(evidence.firing, near)
-    write_latents(partial / "data", evidence, shown, related, samples, pictured)
-    write_index(partial / "data" / "index.js", evidence, shown, samples, site.grid, site.kind_names)
-    header = {"title": title, "about": about, "facts": [*facts, *counted(evidence)]}
-    not_shown = omissions(evidence, shown, sae.n_latents, len(needed(evidence, shown)) - len(pictured))
-    write_shell(partial, header | {"not_shown": not_shown})
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(partial, out)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     sync(out.parent)
-    return out / "index.html"
 
 
 def refuse_foreign(out: Path) -> None:

@@ -14,6 +14,9 @@ from vsae.files import read_json, write_json
 from vsae.training.checkpoint import saved
 from vsae.training.config import UNTIED_TO_THE_RESULT
 
+MARKS = (".lock", "checkpoint", "run.json")
+"""What a run's directory has one of, from its first moment on."""
+
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
@@ -22,6 +25,11 @@ def claimed(out: Path) -> Iterator[None]:
         raise ValueError(f"{out} is a file: give the directory of the run.")
     if (out / "manifest.json").exists():
         raise ValueError(f"{out} is an activation store: give the run a directory of its own.")
+    if out.exists() and not any((out / mark).exists() for mark in MARKS):
+        # a run would replace another library's cfg.json and weights, and lie among someone's photos
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if others:
+            raise ValueError(f"{out} already holds other files, such as {others[0]}: choose a new folder for the run.")
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:

@@ -48,14 +48,22 @@ class Trackers:
         kept = [line for line in _lines(self.path) if line.get("step", step + 1) <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         identity = digest([about, str(out.resolve())])[:16]
-        accelerator.init_trackers(
-            "vsae" if config.tracker == "wandb" else "tensorboard",
-            about if config.tracker == "wandb" else None,
-            {
-                "tensorboard": {"purge_step": step + 1},
-                "wandb": {"name": out.name, "id": identity, "resume": "allow", "dir": str(out)},
-            },
-        )
+        try:
+            accelerator.init_trackers(
+                "vsae" if config.tracker == "wandb" else "tensorboard",
+                about if config.tracker == "wandb" else None,
+                {
+                    "tensorboard": {"purge_step": step + 1},
+                    "wandb": {"name": out.name, "id": identity, "resume": "allow", "dir": str(out)},
+                },
+            )
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb"):
+                raise
+            raise ValueError(
+                f"wandb does not start ({' '.join(str(error).split())}): log in with `wandb login`, "
+                "set WANDB_MODE=offline, or choose the tracker tensorboard."
+            ) from error
         self.file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Trackers":
