@@ -37,7 +37,7 @@ def parse(job: type[Job], arguments: Sequence[str], prog: str) -> Job:
 def options(job: type, prefix: str = "--") -> Iterator[str]:
     """The command line's names of the fields of a job, and of the dataclasses in it."""
     types = typing.get_type_hints(job, include_extras=True)
-    for field in dataclasses.fields(job):  # type: ignore[arg-type]
+    for field in dataclasses.fields(job):
         bare, name = strip_annotation(types[field.name]), field.name.replace("_", "-")
         yield f"{prefix}{name}"
         if dataclasses.is_dataclass(bare):
