@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modalities.base import ActivationModel, Activations, Batch, NotTokens, Tokens
 from modalities.images import ImageTokens, image_of, pooled
 from modalities.layout import kinds_of
-from modalities.loading import loading, local_dir, placed, provenance
+from modalities.loading import config_commit, loading, local_dir, placed, provenance
 from modalities.preprocessing import of_processor
 from modalities.sites import Site
 
@@ -165,7 +165,7 @@ def load(
         "transformers",
         name,
         module,
-        revision=revision or getattr(config, "_commit_hash", None),
+        revision=revision or config_commit(config, name),
         seed=None if pretrained else seed,
         preprocessing=of_processor(processor),
         dtype=dtype,

@@ -26,7 +26,7 @@ from modalities.image_cells import fixed_cells, image_cells, next_tiles, place
 from modalities.images import ImageTokens, filled
 from modalities.layout import padded, positions, regrouped, rows_of_counts
 from modalities.llm import check_length, check_limit, check_padding, context_limit, filler, within
-from modalities.loading import loading, local_dir, placed, provenance
+from modalities.loading import config_commit, loading, local_dir, placed, provenance
 from modalities.preprocessing import of_processor
 from modalities.sites import Site
 
@@ -231,7 +231,7 @@ def load(
         "transformers",
         name,
         module,
-        revision=revision or getattr(config, "_commit_hash", None),
+        revision=revision or config_commit(config, name),
         seed=None if pretrained else seed,
         preprocessing=_preprocessing(processor, config),
         dtype=dtype,

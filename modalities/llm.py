@@ -24,7 +24,7 @@ from modalities.base import Batch
 from modalities.causal import INDEX, CausalModel
 from modalities.chat import conversation, render, text_only
 from modalities.layout import padded, positions, rows_of_counts
-from modalities.loading import loading, local_dir, placed, provenance
+from modalities.loading import config_commit, loading, local_dir, placed, provenance
 
 SEQUENCES = ("per_sample", "pack")
 
@@ -190,7 +190,7 @@ def load(
         "transformers",
         name,
         module,
-        revision=revision or getattr(config, "_commit_hash", None),
+        revision=revision or config_commit(config, name),
         seed=None if pretrained else seed,
         preprocessing={"tokenizer": type(tokenizer).__name__, "vocabulary": len(tokenizer)},
         dtype=dtype,

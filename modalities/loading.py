@@ -73,6 +73,11 @@ def _hint(error: BaseException | None, said: str) -> str:
     return ""
 
 
+def config_commit(config: Any, name: str) -> str | None:
+    """The commit that transformers loaded a configuration from: as it noted it, else from where the file lies in the hub's cache."""
+    return getattr(config, "_commit_hash", None) or (None if local_dir(name) else commit(name, "config.json"))
+
+
 def commit(repository: str, *files: str) -> str | None:
     """The commit of the hub's repository that was just loaded, from where one of its files lies in the cache; None for one not there."""
     from huggingface_hub import try_to_load_from_cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modalities.base import ActivationModel, Batch, Tokens
 from modalities.images import ImageTokens, Size, image_of
-from modalities.loading import commit, loading, local_dir, placed, provenance, read_config
+from modalities.loading import commit, config_commit, loading, local_dir, placed, provenance, read_config
 from modalities.preprocessing import of_processor, of_transform
 from modalities.sites import Site, nearest
 
@@ -144,7 +144,7 @@ def _transformers(name: str, pretrained: bool, seed: int, size: Size | None) -> 
         own = getattr(config, "image_size", None)
         if [height, width] != ([own, own] if isinstance(own, int) else own and list(own)):
             options = {"interpolate_pos_encoding": True}
-    return module, transform, preprocessing, options, getattr(config, "_commit_hash", None)
+    return module, transform, preprocessing, options, config_commit(config, name)
 
 
 def _refuse_missing(name: str, missing: Collection[str]) -> None:
