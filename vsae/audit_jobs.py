@@ -130,3 +130,61 @@ class Filter:
     """Of the random score, and of the pictures shown."""
     self_check: bool = True
     """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Audit image generators: which concepts of the real images they draw too rarely or too often, and which images they copy. Writes a page to look at.
+
+    The generated images are either there (--generated), or drawn by a diffusers pipeline from the captions of the real ones (--pipelines). Interrupted
+    runs go on where they were.
+    """
+
+    real: str
+    """Real images: a folder, webdataset shards or a list. Captions are needed where something is to be generated."""
+    model: Model
+    """The model that looks at the images, real and generated."""
+    out: Path
+    """Directory of what is written: images, stores, result.json, concepts.parquet, report/."""
+    generated: tuple[str, ...] = ()
+    """Images of one or more generators. Where their keys are those of the real images (one caption, one key), they are compared pair by pair."""
+    pipelines: tuple[str, ...] = ()
+    """Diffusers pipelines, by hub name or directory, that draw an image for each caption."""
+    run: Path | None = None
+    """Directory of an SAE trained on a site of MODEL."""
+    train: bool = False
+    """Instead of a run: train one (ra_topk) on half of the real images; the other half is compared."""
+    site: str | None = None
+    """With --train: where to read."""
+    latents: int = 1024
+    """With --train: concepts of the SAE."""
+    k: int = 16
+    """With --train: concepts a token."""
+    tokens: int = 1_000_000
+    """With --train: rows to train on."""
+    images: int | None = None
+    """Only the first so many real images."""
+    control_jpeg: int | None = 75
+    """The low-level control: the real images as JPEG of this quality, ..."""
+    control_side: int | None = None
+    """... made no larger than this first. Give the generated images' size where it is smaller than the real ones'."""
+    seed: int = 0
+    """Of generation, training, permutations and bootstrap."""
+    steps: int = 30
+    """Of the pipelines' denoising."""
+    guidance: float = 5.0
+    """Of the pipelines."""
+    temperature: float = 1.0
+    """T of delta = sigmoid((generated - real) / T)."""
+    least_change: float = 0.1
+    """Smallest |relative difference| that counts."""
+    alpha: float = 0.05
+    """False discovery rate."""
+    batch_size: int = 32
+    """Images a forward pass."""
+    workers: int = 2
+    """Threads that decode and preprocess."""
+    shown: int = 24
+    """Concepts of each generator that the page shows with pictures."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""

@@ -4,6 +4,7 @@ reading.py        models and images that jobs name
 evaluations/      vsae eval NAME
 demo/             vsae demo
 filter/           vsae filter
+audit/            vsae audit
 
 Every command is a job (`vsae/jobs.py`) and a function here of the same name, which a program can call too. A person's mistake is one
 sentence on stderr and exit code 2; set VSAE_TRACEBACK=1 to see where it was raised.
@@ -29,6 +30,7 @@ COMMANDS = {
     "explore": "a static HTML page of what each latent responds to",
     "info": "what this store or run is, in words",
     "convert": "an SAE of another library -> a run directory, and back",
+    "audit": "real images, and image generators or their images -> what they draw too rarely, too often, or copy",
     "filter": "image-text data -> the part of it whose images and texts agree, in the same format",
     "demo": "all of it in a rendered world whose concepts are known, without network",
 }
@@ -64,13 +66,14 @@ def sentence(error: BaseException) -> str:
 
 def command(name: str, rest: list[str]) -> None:
     """Parse and run one command. Raises ValueError with a sentence for what a person got wrong."""
-    from vsae import about, audit_jobs, config, demo, evaluations, filter
+    from vsae import about, audit, audit_jobs, config, demo, evaluations, filter
 
     simple: dict[str, tuple[type, Callable[[Any], None]]] = {
         "extract": (jobs.Extract, extract_and_tell),
         "explore": (jobs.Explore, lambda job: print(f"open {explore(job)}")),
         "info": (jobs.Info, lambda job: print(info(job))),
         "convert": (jobs.Convert, convert),
+        "audit": (audit_jobs.Audit, lambda job: print(f"open {audit.audit(job)}")),
         "filter": (audit_jobs.Filter, lambda job: print(f"open {filter.filtered(job)}")),
         "demo": (jobs.Demo, demo.demo),
     }

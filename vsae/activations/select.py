@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 @dataclass(frozen=True)
 class Select:
-    """Rows of the named token kinds (None: all but padding), of the samples whose `share_of(key)` lies in [part[0], part[1])."""
+    """Rows of the named token kinds (None: all but padding), of the samples whose `shares_of([key])` lies in [part[0], part[1])."""
 
     kinds: tuple[str, ...] | None = None
     part: tuple[float | int, float | int] = (0.0, 1.0)

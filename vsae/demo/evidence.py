@@ -6,7 +6,7 @@ from typing import Any
 
 from vsae.files import read_json
 from vsae.progress import track
-from vsae.report.results import Picture, spotlight
+from vsae.report.results import Picture
 
 SIDE = 128
 """Of the stored pictures, pixels."""
@@ -41,28 +41,18 @@ def evidence(here: Path, world: World, run: str, found: Sequence[Mapping[str, An
     """Attribute -> the scenes of the report split on which its latent is strongest, dark where it is silent."""
     from vsae.activations import Select
     from vsae.reading import opened
-    from vsae.report.latents import Plan, gather
+    from vsae.report.lit import Lit
 
     loaded, site = opened(here / "runs" / run, here / "store")
     border = loaded.fingerprint["select"]["part"][1]
     select = Select(tuple(loaded.fingerprint["select"]["kinds"]), ((border + 1) / 2, 1.0))
-
-    def batches(what: str) -> Any:
-        return track(site.sequential(4096, select), what, -(-site.n_rows // 4096))
-
-    rows = len(site.samples)
-    seen = gather(loaded.sae, batches, rows, site.grid, site.kind_names, Plan(TOP, 0, cofiring_rows=1))
+    seen = Lit(loaded.sae, site, select, TOP, track)
 
     def lit(latent: int, sample: int, attribute: str) -> Picture:
-        cells = seen.paint.of(latent * rows + sample)
         image, caption = world.picture(site.keys[sample])
-        assert site.grid is not None
-        image = spotlight(image, seen.paint.cell[cells], seen.paint.value[cells], site.grid)
-        return Picture(image, caption, world.has(site.keys[sample], attribute))
+        return Picture(seen.light(latent, sample, image), caption, world.has(site.keys[sample], attribute))
 
     return {
-        one["name"]: [
-            lit(one["latent"], sample, one["name"]) for sample in seen.top.sample[seen.top.of(one["latent"])].tolist()
-        ]
+        one["name"]: [lit(one["latent"], sample, one["name"]) for sample in seen.samples(one["latent"])]
         for one in found
     }
