@@ -1,10 +1,13 @@
 """Train recipes on planted dictionaries and score what they found; see evals.planted and evals.matching.
 
 Each seed is another dictionary, other rows and another initialisation. Floors are the same scores of the same recipe before training, built from the
-same rows; the unmatched cosine is what two atoms of the pair of dictionaries have in common at random.
+same rows and measured on the same held-out ones; the unmatched cosine is what two atoms of the pair of dictionaries have in common at random. Codes that
+are signed leave the sign of an atom open, so cosines of such a recipe, and of its floor, are absolute. A run that is there is not trained again.
 """
 
+import copy
 import dataclasses
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -20,8 +25,10 @@ from evals.matching import ABOVE, Matching, match
 from evals.planted import Planted
 from evals.recovery_runs import over
 from evals.result import Estimate, Result, write_result
+from evals.stability import untrained
+from vsae.files import write_text
 from vsae.training.config import TrainConfig
-from vsae.training.heldout import measure
+from vsae.training.heldout import Heldout, measure
 from vsae.training.loop import Recipe
 
 CONFIG = TrainConfig(epochs=10, batch_size=512, lr=1e-3, tracker="none", device="cpu", eval_every=0)
@@ -36,15 +43,14 @@ class Trial:
     seed: int
     trained: Matching
     untrained: Matching
-    dead: float
-    """Share of latents silent on VAL_ROWS rows that were not trained on."""
-    nmse: float
-    l0: float
+    heldout: Heldout
+    """Error, sparsity and silence on VAL_ROWS rows that were not trained on."""
+    heldout_untrained: Heldout
 
 
 @dataclass(frozen=True)
 class Trials:
-    """A recipe on a world: means over seeds, with Student's 95 % interval where there are several; floors are the untrained dictionary's."""
+    """A recipe on a world: means over seeds, with Student's 95 % interval where there are several; floors are those of the recipe before training."""
 
     name: str
     recipe: Mapping[str, Any]
@@ -76,21 +82,21 @@ def run(
         for seed in seeds
     )
 
-    def over_trials(of: Callable[[Matching], float]) -> Estimate:
-        untrained = float(np.mean([of(each.untrained) for each in trials]))
-        return over(np.array([of(each.trained) for each in trials]), untrained)
+    def over_trials(of: Callable[[Trial], tuple[float, float]]) -> Estimate:
+        after, before = np.array([of(each) for each in trials]).T
+        return over(after, float(before.mean()))
 
     return Trials(
         name,
         dataclasses.asdict(recipe),
         world,
-        over_trials(lambda each: each.matched),
-        over_trials(lambda each: each.recovered),
-        over_trials(lambda each: each.nearest),
-        over_trials(lambda each: each.unmatched),
-        over(np.array([each.dead for each in trials]), None),
-        over(np.array([each.nmse for each in trials]), 1.0),
-        over(np.array([each.l0 for each in trials]), None),
+        over_trials(lambda each: (each.trained.matched, each.untrained.matched)),
+        over_trials(lambda each: (each.trained.recovered, each.untrained.recovered)),
+        over_trials(lambda each: (each.trained.nearest, each.untrained.nearest)),
+        over_trials(lambda each: (each.trained.unmatched, each.untrained.unmatched)),
+        over_trials(lambda each: (each.heldout.dead_share, each.heldout_untrained.dead_share)),
+        over_trials(lambda each: (each.heldout.nmse, each.heldout_untrained.nmse)),
+        over_trials(lambda each: (each.heldout.l0, each.heldout_untrained.l0)),
         trials,
     )
 
@@ -98,24 +104,26 @@ def run(
 def trial(recipe: Recipe, world: Planted, out: Path, seed: int, rows: int, config: TrainConfig) -> Trial:
     """One training, and its scores."""
     source, val = world.source(rows, 0), world.source(VAL_ROWS, 1)
-    sample = source.sample_rows(config.init_rows, seed)
-    sample = sample * (world.d_model / sample.square().sum(1).mean()).sqrt()
-    before = recipe.build(sample, sample.mean(0), seed)
-    trained = vsae.train(source, recipe, out, dataclasses.replace(config, seed=seed), val, progress=False)
-    found = measure(trained.sae, val.rows.split(config.batch_size), torch.device("cpu"))
-    return Trial(
-        seed,
-        match(world.atoms, trained.sae.atoms, world.signed),
-        match(world.atoms, before.atoms, world.signed),
-        found.dead_share,
-        found.nmse,
-        found.l0,
-    )
+    config = dataclasses.replace(config, seed=seed)
+    before = untrained(recipe, source, config)
+    after = vsae.train(source, recipe, out, config, val, progress=False).sae
+    signed = world.signed or after.capabilities.signed
+
+    def coded(sae: vsae.SAE) -> Heldout:
+        return measure(sae, val.rows.split(config.batch_size), torch.device("cpu"))
+
+    found, floor = (match(world.atoms, sae.atoms, signed) for sae in (after, before))
+    return Trial(seed, found, floor, coded(after), coded(before))
 
 
 def suited(recipe: Recipe, world: Planted, width: float = 1.0) -> Recipe:
     """The recipe with as many latents as the world has features, times `width`, and as many active ones, where it has such fields."""
-    wanted = {"n_latents": round(width * world.n_features), "k": max(1, round(world.active))}
+    return sized(recipe, round(width * world.n_features), world.active)
+
+
+def sized(recipe: Recipe, n_latents: int, active: float) -> Recipe:
+    """The recipe with so many latents, and so many active ones a row where it says how many."""
+    wanted = {"n_latents": n_latents, "k": max(1, round(active)), "target_l0": float(active)}
     fields = {name: value for name, value in wanted.items() if name in recipe.__dataclass_fields__}
     return dataclasses.replace(recipe, **fields)
 
@@ -130,12 +138,13 @@ def compare(
     config: TrainConfig = CONFIG,
     track: Track = lambda items, what, n: items,
 ) -> list[Trials]:
-    """Run every recipe, as it is given, on the same worlds; write `out`/result.json, whose headline is the first recipe's matched cosine."""
+    """Run every recipe, as it is given, on the same worlds; write `out`/result.json, whose headline is the first recipe's matched cosine, and `out`/table.md."""
     found = [
         run(recipe, world, out / "runs", name=name, seeds=seeds, rows=rows, config=config)
         for name, recipe in track(list(recipes.items()), "train on planted features", len(recipes))
     ]
     write_result(out, to_result(found, seeds, rows, config))
+    write_text(out / "table.md", markdown(table(found)))
     return found
 
 
@@ -157,20 +166,33 @@ def to_result(found: Sequence[Trials], seeds: Sequence[int], rows: int, config: 
 
 
 def table(found: Iterable[Trials]) -> Table:
-    """One row a recipe: scores, with the untrained dictionary's in brackets."""
-    shown = Table(
-        Column("recipe", no_wrap=True), "matched cosine", f"recovered > {ABOVE}", "unmatched", "dead", "L0", "NMSE"
-    )
-    shown.title = "Planted dictionary (in brackets: before training)"
-
-    def cell(estimate: Estimate) -> str:
-        half = (estimate.interval[1] - estimate.interval[0]) / 2 if estimate.interval else None
-        spread = f" ± {half:.3f}" if half is not None else ""
-        return f"{estimate.value:.3f}{spread} ({estimate.floor:.3f})"
-
+    """One row a recipe: each score with half of its interval over seeds, and before training in brackets."""
+    scores = {
+        "matched cosine": "matched",
+        f"recovered > {ABOVE}": "recovered",
+        "unmatched": "unmatched",
+        "dead": "dead",
+        "L0": "l0",
+        "NMSE": "nmse",
+    }
+    shown = Table(Column("recipe", no_wrap=True), *scores)
+    shown.title = "Planted dictionary (± half of the 95 % interval over seeds; in brackets: before training)"
     for each in found:
-        scores = (cell(each.matched), cell(each.recovered), cell(each.unmatched))
-        shown.add_row(
-            escape(each.name), *scores, f"{each.dead.value:.1%}", f"{each.l0.value:.1f}", f"{each.nmse.value:.3f}"
-        )
+        shown.add_row(escape(each.name), *(cell(getattr(each, score), score) for score in scores.values()))
     return shown
+
+
+def cell(estimate: Estimate, score: str) -> str:
+    digits = 1 if score == "l0" else 3
+    half = (estimate.interval[1] - estimate.interval[0]) / 2 if estimate.interval else None
+    spread = f" ± {half:.{digits}f}" if half is not None else ""
+    return f"{estimate.value:.{digits}f}{spread} ({estimate.floor:.{digits}f})"
+
+
+def markdown(table: Table) -> str:
+    """The table as Markdown, without its title."""
+    shown = copy.copy(table)
+    shown.title, shown.box = None, box.MARKDOWN
+    text = io.StringIO()
+    Console(file=text, width=1000).print(shown)
+    return "".join(f"{line.strip()}\n" for line in text.getvalue().splitlines() if line.strip())

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from evals.matching import match
 from evals.result import Estimate
+from vsae.activations import Source
+from vsae.sae import SAE
+from vsae.training.config import TrainConfig
+from vsae.training.loop import Recipe
+from vsae.training.normalise import normalisation
 
 SHARED = 0.999
 """Above it, untrained dictionaries are the same one."""
@@ -39,7 +44,7 @@ class Stability:
 def stability(
     trained: Sequence[Float[Tensor, "n d_model"]], untrained: Sequence[Float[Tensor, "n d_model"]], signed: bool = False
 ) -> Stability:
-    """Of the atoms of two runs or more, and of as many untrained dictionaries (recipe.build with other seeds). Raises ValueError for fewer than two."""
+    """Of the atoms of two runs or more, and of as many untrained dictionaries (`untrained`, with other seeds). Raises ValueError for fewer than two."""
     if len(trained) < 2 or len(untrained) < 2:
         raise ValueError(
             f"{len(trained)} trained and {len(untrained)} untrained dictionaries were given: stability compares two or more of each."
@@ -55,6 +60,14 @@ def stability(
         shared_start=shared,
         pairs=len(found),
     )
+
+
+def untrained(recipe: Recipe, source: Source, config: TrainConfig) -> SAE:
+    """What a training of `recipe` on `source` starts from, on raw activations: the floor of what it learns."""
+    moments = source.moments()
+    normalise = normalisation(config.normalise, moments)
+    sample, mean = source.sample_rows(config.init_rows, config.seed), moments.mean.float()[None]
+    return recipe.build(normalise(sample), normalise(mean)[0], config.seed).fuse(normalise.shift, normalise.scale)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import vsae
 from evals.matching import match
 from evals.planted import CHUNK, Planted
-from evals.planted_runs import CONFIG, compare, suited, table
-from vsae.recipes import TopK
+from evals.planted_runs import CONFIG, compare, run, sized, suited, table
+from vsae.recipes import AbsTopK, RATopK, ReLU, TopK
+from vsae.recipes.selection import JumpReLU
 
 
 def codes(world, n=CHUNK, seed=0):
@@ -123,8 +125,48 @@ def test_training_recovers_what_was_planted_and_an_untrained_dictionary_does_not
     assert found.recipe["n_latents"] == 24 and found.recipe["k"] == 2
     assert found.matched.value > 0.9 > 0.7 > found.matched.floor
     assert found.recovered.value > 0.8 and found.dead.value < 0.1 and found.matched.interval is None
-    assert (tmp_path / "result.json").is_file() and (tmp_path / "runs/topk-0/run.json").is_file()
+    assert found.dead.floor < 0.2 and found.l0.floor == pytest.approx(2, abs=0.1) and found.nmse.floor > 0.3
+    assert found.nmse.value < 0.3
     assert table([found]).row_count == 1
+    head, _, row = (tmp_path / "table.md").read_text("utf-8").splitlines()
+    assert "| recipe | matched cosine" in " ".join(head.split())
+    assert row.split() == f"| topk | {' | '.join(cells(found))} |".split()
+
+    # the same call again trains nothing, and says the same
+    weights = tmp_path / "runs/topk-0/sae_weights.safetensors"
+    written, result = weights.stat().st_mtime_ns, (tmp_path / "result.json").read_bytes()
+    compare({"topk": suited(TopK(), world)}, world, tmp_path, seeds=(0,), rows=8192, config=config)
+    assert weights.stat().st_mtime_ns == written and (tmp_path / "result.json").read_bytes() == result
+
+
+def cells(found):
+    scores = (found.matched, found.recovered, found.unmatched, found.dead)
+    shown = [f"{each.value:.3f} ({each.floor:.3f})" for each in scores]
+    return [*shown, f"{found.l0.value:.1f} ({found.l0.floor:.1f})", f"{found.nmse.value:.3f} ({found.nmse.floor:.3f})"]
+
+
+def test_a_training_that_does_nothing_scores_its_floor(tmp_path):
+    """So the floor is where the training starts: the same rows, seed and normalisation. Offset: what is not centred must not be centred there."""
+    world = Planted(d_model=16, n_features=24, active=2, offset=1)
+    for name, recipe in (("topk", TopK()), ("ra_topk", RATopK(anchors=32))):
+        still = dataclasses.replace(CONFIG, epochs=1, batch_size=256, lr=1e-12)
+        found = run(suited(recipe, world), world, tmp_path, name=name, seeds=(0, 1), rows=1024, config=still)
+        for score in (found.matched, found.nearest, found.unmatched, found.dead, found.l0, found.nmse):
+            assert score.value == pytest.approx(score.floor, abs=1e-5)
+
+
+def test_signed_codes_leave_the_sign_of_an_atom_open(tmp_path):
+    world = Planted(d_model=16, n_features=24, active=2)
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=256)
+    found = run(suited(AbsTopK(), world), world, tmp_path, seeds=(0,), rows=1024, config=config)
+    atoms = vsae.SAE.load(tmp_path / "abs_topk-0").atoms
+    assert found.matched.value == match(world.atoms, atoms, signed=True).matched > match(world.atoms, atoms).matched
+
+
+def test_a_recipe_is_sized_where_it_says_how_many():
+    assert sized(JumpReLU(), 64, 4) == JumpReLU(n_latents=64, target_l0=4.0)
+    assert sized(TopK(), 64, 2.6) == TopK(n_latents=64, k=3)
+    assert sized(ReLU(), 64, 4) == ReLU(n_latents=64)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """dictionary_learning (Marks, Karvonen, Mueller): `trainer_i/{config.json, ae.pt}`. Read from release 0.1.0 (PyPI).
 
     dict_class                       tensors of ae.pt                                                              here
-    AutoEncoder                      bias  encoder.weight [n, d]  encoder.bias  decoder.weight [d, n]              ReLU
+    AutoEncoder                      bias  encoder.weight [n, d]  encoder.bias  decoder.weight [d, n]              ReLU (1)
     AutoEncoderNew                   encoder.weight, .bias  decoder.weight, .bias; subtracts no bias from x         ReLU
     GatedAutoEncoder                 decoder_bias  encoder.weight  decoder.weight  r_mag  gate_bias  mag_bias       Gated
     JumpReluAutoEncoder              W_enc [d, n]  b_enc  W_dec [n, d]  b_dec  threshold [n]; subtracts no bias     Threshold
@@ -9,7 +9,8 @@
     BatchTopKSAE                     the same                                                                      Threshold
     MatryoshkaBatchTopKSAE           W_enc  b_enc  W_dec  b_dec  k  threshold  group_sizes                          Threshold
 
-A backup of a training is the same file with all this under the key "ae". A threshold of -1 was never set, which leaves a ReLU.
+A backup of a training is the same file with all this under the key "ae". A threshold of -1 was never set, which leaves a ReLU. (1): `load_dictionary`
+brings the atoms of an AutoEncoder to unit norm, and its codes are those of then; here, too.
 """
 
 from pathlib import Path
@@ -52,7 +53,7 @@ def read(path: Path) -> Imported:
     if isinstance(found.get("ae"), dict):  # a backup
         found = found["ae"]
     layouts = {
-        "AutoEncoder": lambda: linear(found, where, "bias", ReLU()),
+        "AutoEncoder": lambda: unit(linear(found, where, "bias", ReLU())),
         "AutoEncoderNew": lambda: uncentred_linear(found, where),
         "GatedAutoEncoder": lambda: gated(found, where),
         "JumpReluAutoEncoder": lambda: jumprelu(found, where),
@@ -75,7 +76,7 @@ def write(sae: SAE, path: Path, fingerprint: dict[str, Any]) -> None:
     d, n = of.W_enc.shape
     usual = {"encoder.weight": of.W_enc.T, "encoder.bias": of.b_enc, "decoder.weight": of.W_dec.T}
     about: dict[str, Any] = {}
-    if type(of.sparsifier) is ReLU:
+    if type(of.sparsifier) is ReLU and is_unit(of.W_dec):
         kind, tensors = "AutoEncoder", usual | {"bias": of.b_dec}
     elif type(of.sparsifier) is TopK:
         kind, about = "AutoEncoderTopK", {"k": of.sparsifier.k}
@@ -85,10 +86,10 @@ def write(sae: SAE, path: Path, fingerprint: dict[str, Any]) -> None:
         kind, tensors = "GatedAutoEncoder", {name: usual[name] for name in ("encoder.weight", "decoder.weight")}
         r, b_mag = (tensor.detach().cpu().float() for tensor in (of.sparsifier.r, of.sparsifier.b_mag))
         tensors |= {"decoder_bias": of.b_dec, "gate_bias": of.b_enc, "r_mag": r, "mag_bias": b_mag}
-    elif isinstance(of.sparsifier, Threshold) and bool((of.sparsifier.threshold >= 0).all()):
+    elif (threshold := non_negative(of.sparsifier)) is not None:
         kind = "JumpReluAutoEncoder"
         tensors = {"W_enc": of.W_enc, "b_enc": uncentred(of), "W_dec": of.W_dec, "b_dec": of.b_dec}
-        tensors["threshold"] = of.sparsifier.threshold.detach().cpu().float().expand(n)
+        tensors["threshold"] = threshold.detach().cpu().float().expand(n)
     else:
         raise refusal(of.sparsifier, NAME, "ReLU, TopK, Gated and thresholds of at least 0")
     trainer = {"trainer_class": "vsae", "dict_class": kind, "activation_dim": d, "dict_size": n} | about
@@ -97,6 +98,27 @@ def write(sae: SAE, path: Path, fingerprint: dict[str, Any]) -> None:
     whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     write_whole(path / WEIGHTS, lambda temporary: torch.save(whole, temporary))
     write_json(path / CONFIG, {"trainer": trainer, "buffer": {"d_submodule": d, "io": side}})
+
+
+def non_negative(sparsifier: Sparsifier) -> Tensor | None:
+    """The threshold of a JumpReLU that computes the same; None where there is none. A ReLU is one of 0."""
+    if type(sparsifier) is ReLU:
+        return torch.tensor(0.0)
+    return (
+        sparsifier.threshold if isinstance(sparsifier, Threshold) and bool((sparsifier.threshold >= 0).all()) else None
+    )
+
+
+def is_unit(atoms: Tensor) -> bool:
+    """As their loader asks it."""
+    return torch.allclose(torch.linalg.vector_norm(atoms, dim=1), torch.ones(len(atoms)))
+
+
+def unit(of: Plain) -> Plain:
+    """The same reconstruction by atoms of unit norm; a zero atom, which they divide by 0, stays."""
+    norms = torch.linalg.vector_norm(of.W_dec, dim=1)
+    norms = torch.where(norms > 0, norms, 1)
+    return of._replace(W_enc=of.W_enc * norms, b_enc=of.b_enc * norms, W_dec=of.W_dec / norms[:, None])
 
 
 def linear(found: dict[str, Any], where: Path, bias: str, sparsifier: Sparsifier) -> Plain:

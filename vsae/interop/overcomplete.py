@@ -3,7 +3,7 @@
     dictionary._weights [n, d]  dictionary.multiplier             D = normalised(weights) exp(multiplier); no decoder bias
     dictionary.C [m, d]  .W [n, m]  .Relax [n, d]  .multiplier    D = (W' C + Relax') exp(multiplier): rows of W on the simplex, |Relax_i| <= delta
     encoder.final_block.0.weight, .bias                           the linear encoder; with .1.running_mean ... a batch norm, folded in here
-    encoder.weight, .bias                                         untied(); without a weight tied(), which is D
+    encoder.weight, .bias                                         untied(); without a weight tied(), which is D (encoder.tied_to is D again)
     thresholds [n]                                                JumpSAE: exp(thresholds)
 
 What else it takes to compute is not in a state dict, and has to be said: `model` (SAE, TopKSAE, BatchTopKSAE, JumpSAE, MpSAE; the archetypal ones are as
@@ -115,7 +115,7 @@ def dictionary(found: dict[str, Any], where: Path, about: dict[str, Any]) -> Ten
 def encoder(found: dict[str, Any], where: Path, D: Tensor) -> tuple[Tensor, Tensor]:
     """Weight [n, d] and bias [n] of a linear encoder. Raises ValueError for another."""
     block = "encoder.final_block"
-    names = {name for name in found if name.startswith("encoder.")}
+    names = {name for name in found if name.startswith("encoder.") and not name.startswith("encoder.tied_to.")}
     if f"{block}.0.weight" in names:
         weight, bias = take(found, where, **{f"{block}.0.weight": "n d", f"{block}.0.bias": "n"})
         names -= {f"{block}.0.weight", f"{block}.0.bias"}
