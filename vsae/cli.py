@@ -12,6 +12,7 @@ sentence on stderr and exit code 2; set VSAE_TRACEBACK=1 to see where it was rai
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,11 +198,15 @@ def info(job: jobs.Info) -> str:
 
 
 def convert(job: jobs.Convert) -> None:
-    """Write the SAE as the job asks."""
+    """Write the SAE as the job asks, and say on stderr what does not mean the same there."""
     from vsae import hub
     from vsae.interop.convert import convert as write
 
-    write(hub.located(job.source, job.subfolder), job.out, job.to, job.store, job.site, **job.options)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        write(hub.located(job.source, job.subfolder), job.out, job.to, job.store, job.site, **job.options)
+    for warning in said:
+        print(f"vsae: WARNING: {warning.message}", file=sys.stderr)
     print(f"wrote {job.out} ({job.to})")
 
 

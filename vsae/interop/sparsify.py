@@ -15,7 +15,7 @@ from torch import Tensor
 from vsae.dictionaries import Free
 from vsae.encoders import Linear
 from vsae.files import read_json, write_json
-from vsae.interop.foreign import Imported, checksums, number, plain, refusal, take
+from vsae.interop.foreign import Imported, Plain, checksums, number, plain, refusal, take
 from vsae.sae import SAE
 from vsae.sparsifiers import GroupMax, TopK
 from vsae.tensors import read_tensors, write_tensors
@@ -57,8 +57,14 @@ def read(path: Path) -> Imported:
 
 
 def write(sae: SAE, path: Path, fingerprint: dict[str, Any]) -> None:
-    """The directory sparsify's `SparseCoder.load_from_disk` loads. Raises ValueError for all but TopK and groups of one size."""
-    of = plain(sae, NAME)
+    """The directory sparsify's `SparseCoder.load_from_disk` loads: an SAE, or a transcoder between sites of one width.
+
+    Raises ValueError for all but TopK and groups of one size, and for other transcoders.
+    """
+    if isinstance(sae, Transcoder):
+        of, skip = between(sae)
+    else:
+        of, skip = plain(sae, NAME), None
     d, n = of.W_enc.shape
     if not isinstance(of.sparsifier, TopK | GroupMax) or (isinstance(of.sparsifier, GroupMax) and n % of.sparsifier.k):
         raise refusal(of.sparsifier, NAME, "TopK, and GroupMax of groups of one size")
@@ -69,10 +75,25 @@ def write(sae: SAE, path: Path, fingerprint: dict[str, Any]) -> None:
         "num_latents": n,
         "k": of.sparsifier.k,
         "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
+        "skip_connection": skip is not None,
+        "transcode": isinstance(sae, Transcoder),
         "d_in": d,
     }
     tensors = {"encoder.weight": of.W_enc.T, "encoder.bias": of.b_enc, "W_dec": of.W_dec, "b_dec": of.b_dec}
-    write_tensors(path / WEIGHTS, tensors)
+    write_tensors(path / WEIGHTS, tensors if skip is None else tensors | {"W_skip": skip})
     write_json(path / CONFIG, cfg)
+
+
+def between(sae: Transcoder) -> tuple[Plain, Tensor | None]:
+    """The parts of a transcoder and its skip, with b_in folded away, which sparsify does not have. Raises ValueError for one it cannot hold."""
+    d_in, d_out = len(sae.b_in), len(sae.b_dec)
+    if not isinstance(sae.encoder, Linear) or not isinstance(sae.dictionary, Free) or d_in != d_out:
+        raise ValueError(
+            f"{NAME} has transcoders with a linear encoder between sites of one width alone: this one is of "
+            f"{type(sae.encoder).__name__} and {type(sae.dictionary).__name__}, from {d_in} to {d_out}."
+        )
+    weight, b_dec, skip = sae.encoder.weight.detach(), sae.b_dec.detach(), sae.skip
+    b_enc = sae.encoder.bias.detach() - weight @ sae.b_in.detach()
+    if skip is not None:
+        skip, b_dec = skip.detach(), b_dec - skip.detach() @ sae.b_in.detach()
+    return Plain(weight.T, b_enc, sae.atoms.detach(), b_dec, sae.sparsifier), skip

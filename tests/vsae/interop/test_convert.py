@@ -37,6 +37,15 @@ def test_any_library_to_any_other_and_home(tmp_path, theirs, make, agree, to):
     agree(Run.load(tmp_path / "run").sae, make(TopK(K)))
 
 
+def test_what_a_format_cannot_express_is_said_loudly_and_once(tmp_path, theirs, capsys):
+    convert(theirs, tmp_path / "there", "--to", "overcomplete")
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("vsae: WARNING: overcomplete has no decoder bias")
+    assert out == f"wrote {tmp_path / 'there'} (overcomplete)\n"
+    convert(tmp_path / "there", tmp_path / "back", "--to", "sparsify")
+    assert capsys.readouterr().err == ""
+
+
 def test_an_imported_run_says_what_it_is(tmp_path, theirs):
     convert(theirs, tmp_path / "run")
     run = Run.load(tmp_path / "run")

@@ -10,6 +10,8 @@ import torch
 from sparsify import SparseCoder, SparseCoderConfig
 
 from vsae import interop
+from vsae.dictionaries import Free
+from vsae.encoders import Linear
 from vsae.sparsifiers import GroupMax, ReLU, TopK
 from vsae.transcoder import Transcoder
 
@@ -57,6 +59,26 @@ def test_they_load_what_we_write(tmp_path, make, x, sparsifier):
     torch.testing.assert_close(theirs.sae_out, output.x_hat, atol=1e-5, rtol=1e-5)
     code = torch.zeros(len(x), N).scatter(1, theirs.latent_indices, theirs.latent_acts)
     torch.testing.assert_close(output.code.dense(N), code, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("skipping", [False, True])
+def test_they_load_transcoders_of_ours_without_their_centre(tmp_path, x, skipping):
+    draw = torch.Generator().manual_seed(2)
+    shapes = {"weight": (N, D), "bias": (N,), "atoms": (N, D), "b_dec": (D,), "b_in": (D,), "skip": (D, D)}
+    t = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    parts = Linear(t["weight"], t["bias"]), TopK(K), Free(t["atoms"], unit_norm=False), t["b_dec"]
+    ours = Transcoder(*parts, b_in=t["b_in"], skip=t["skip"] if skipping else None).eval()
+    interop.write(ours, tmp_path, "sparsify")
+    theirs = SparseCoder.load_from_disk(tmp_path)
+    assert theirs.cfg.transcode and theirs.cfg.skip_connection == skipping
+    torch.testing.assert_close(theirs(x).sae_out, ours(x).x_hat, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(interop.read(tmp_path).sae(x).x_hat, ours(x).x_hat, atol=1e-4, rtol=1e-5)
+
+    wider = Transcoder(*parts[:2], Free(torch.randn(N, 7), unit_norm=False), torch.zeros(7), b_in=t["b_in"], skip=None)
+    with pytest.raises(
+        ValueError, match="between sites of one width alone: this one is of Linear and Free, from 12 to 7"
+    ):
+        interop.write(wider, tmp_path / "wider", "sparsify")
 
 
 def test_the_model_is_known_from_the_run_above(tmp_path):
