@@ -121,7 +121,7 @@ def suited(recipe: Recipe, world: Planted, width: float = 1.0) -> Recipe:
     return sized(recipe, round(width * world.n_features), world.active)
 
 
-def sized(recipe: Recipe, n_latents: int, active: float) -> Recipe:
+def sized(recipe: Recipe, n_latents: int, active: float | int) -> Recipe:
     """The recipe with so many latents, and so many active ones a row where it says how many."""
     wanted = {"n_latents": n_latents, "k": max(1, round(active)), "target_l0": float(active)}
     fields = {name: value for name, value in wanted.items() if name in recipe.__dataclass_fields__}

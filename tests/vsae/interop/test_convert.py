@@ -1,6 +1,8 @@
 """vsae convert: what it writes computes the same, and says of itself what is known and no more."""
 
 import json
+import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from vsae import about, cli, interop
 from vsae.activations.fingerprint import check
 from vsae.activations.writer import write_store
 from vsae.interop.convert import convert as convert_them
+from vsae.recipes import RECIPES
 from vsae.run import Run
 from vsae.sparsifiers import ReLU, TopK
 
@@ -44,6 +47,48 @@ def test_what_a_format_cannot_express_is_said_loudly_and_once(tmp_path, theirs, 
     assert out == f"wrote {tmp_path / 'there'} (overcomplete)\n"
     convert(tmp_path / "there", tmp_path / "back", "--to", "sparsify")
     assert capsys.readouterr().err == ""
+
+
+TOPK = "saelens sparsify dictionary_learning saev overcomplete"
+THRESHOLD = "saelens dictionary_learning saev overcomplete"
+WRITTEN = {
+    "relu": "saelens dictionary_learning saev openai overcomplete",
+    "abs_topk": "saelens",
+    "groupmax": "sparsify",
+    "gated": "saelens dictionary_learning",
+    "feature_choice": "saelens dictionary_learning overcomplete",
+    **dict.fromkeys(("topk", "ra_topk", "a_topk", "tied", "vsae"), TOPK),
+    **dict.fromkeys(("batchtopk", "jumprelu", "matryoshka", "ra_batchtopk"), THRESHOLD),
+}
+"""Those that the others cannot express, pursuits of normalised rows and polynomial decoders among them, are refused by all."""
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_goes_out_whole_or_is_refused_or_is_said_to_lack_something(tmp_path, name, x):
+    """As it is saved, after a normalisation by which no bias is left 0."""
+    recipe = RECIPES[name]
+    options = {"n_latents": N, "k": 6}
+    made = recipe(**{field: value for field, value in options.items() if field in recipe.__dataclass_fields__})
+    sample = torch.randn(256, D, generator=torch.Generator().manual_seed(3))
+    sae = made.build(sample, sample.mean(0), 0).fuse(torch.linspace(-1, 1, D), torch.tensor(2.0))
+    ours, written = sae(x), []
+    for format in interop.WRITERS:
+        out = tmp_path / format
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                interop.write(sae, out, format)
+            except ValueError as error:
+                assert re.search("computes the same|this SAE is another", str(error)) and not any(out.iterdir())
+                continue
+        written.append(format)
+        theirs = interop.read(out).sae(x)
+        lacking = sae.bias if format == "overcomplete" else 0  # it has no decoder bias, and says so
+        assert bool(said) == (format == "overcomplete" or (format == "saev" and type(sae.sparsifier) is TopK))
+        if not (format == "saev" and said):  # its TopK keeps negative ones
+            torch.testing.assert_close(theirs.code.dense(N), ours.code.dense(N), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(theirs.x_hat + lacking, ours.x_hat, atol=1e-4, rtol=1e-5)
+    assert written == WRITTEN.get(name, "").split()
 
 
 def test_an_imported_run_says_what_it_is(tmp_path, theirs):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from overcomplete.sae import SAE as PlainSAE
 from overcomplete.sae import BatchTopKSAE, JumpSAE, MpSAE, RAJumpSAE, RATopKSAE, TopKSAE
-from overcomplete.sae.modules import MLPEncoder
 
 from vsae import interop
 from vsae.sparsifiers import AbsTopK, ReLU, Threshold, TopK
@@ -79,8 +78,7 @@ def test_tied_untied_and_batch_normed_encoders(tmp_path, x):
     for theirs in (PlainSAE(D, N).tied(), PlainSAE(D, N).tied(bias=True), PlainSAE(D, N).untied(bias=True)):
         random(theirs)
         compare(interop.read(saved(tmp_path, theirs), model="SAE"), theirs, x)
-    encoder = MLPEncoder(D, N, nb_blocks=0, norm_layer=torch.nn.BatchNorm1d)
-    theirs = random(PlainSAE(D, N, encoder_module=encoder))
+    theirs = random(PlainSAE(D, N, encoder_module="mlp_bn_1"))
     theirs(3 * torch.randn(500, D) + 1)  # moves the running mean and variance
     compare(interop.read(saved(tmp_path, theirs), model="SAE"), theirs, x)
 
@@ -125,9 +123,9 @@ def test_what_is_missing_or_unknown_is_said(tmp_path, make):
     ):
         with pytest.raises(ValueError, match=sentence):
             interop.read(where, **options)
-    deep = PlainSAE(D, N, encoder_module="mlp_bn_1")
-    with pytest.raises(ValueError, match="an encoder that is not linear"):
-        interop.read(saved(tmp_path, deep), model="SAE")
+    for other in ("mlp_bn_3", "mlp_ln_1"):
+        with pytest.raises(ValueError, match="an encoder that is not linear"):
+            interop.read(saved(tmp_path, PlainSAE(D, N, encoder_module=other)), model="SAE")
     with pytest.raises(ValueError, match="it knows ReLU, TopK and thresholds"):
         interop.write(make(AbsTopK(3)), tmp_path, "overcomplete")
     torch.save(theirs, tmp_path / "module.pth")
