@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vsae.activations import JoinedSource
 from vsae.activations.memory import TensorSource
 from vsae.code import Code
 
@@ -30,6 +31,8 @@ GROUP = 4
 MOST_OFTEN = 0.5
 """No feature is there more often than this."""
 CHUNK = 8192
+TWIN = 1_000_003
+"""Added to the seed of a world, it is that of what its twin's atoms have of their own."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,22 @@ class Planted:
             second &= ~(both & ~coin)
         return there
 
+    @cached_property
+    def twin(self) -> "Planted":
+        """The same codes through other atoms, at a cosine of about 0.7 to these: what another site, or an aligned modality, shows of the same features."""
+        twin, other = dataclasses.replace(self), dataclasses.replace(self, seed=self.seed + TWIN)
+        twin.__dict__["atoms"] = torch.nn.functional.normalize(self.atoms + other.atoms, dim=1)
+        return twin
+
     def source(self, n: int, seed: int) -> TensorSource:
         """`n` rows to train on."""
         about = {"data": {"kind": "planted", "rows": n, "draw": seed} | dataclasses.asdict(self)}
         return TensorSource(self.draw(n, seed)[0], about)
+
+    def joined(self, n: int, seed: int) -> JoinedSource:
+        """`n` rows of this world and its twin, side by side."""
+        first, second = self.source(n, seed), self.twin.source(n, seed)
+        return JoinedSource(first, TensorSource(second.rows, first.fingerprint | {"site": "twin"}))
 
 
 def capped(law: Float[np.ndarray, "features"], total: float) -> Float[np.ndarray, "features"]:

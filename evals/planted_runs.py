@@ -102,17 +102,20 @@ def run(
 
 
 def trial(recipe: Recipe, world: Planted, out: Path, seed: int, rows: int, config: TrainConfig) -> Trial:
-    """One training, and its scores."""
-    source, val = world.source(rows, 0), world.source(VAL_ROWS, 1)
+    """One training, and its scores. Recipes for joined rows get the world beside its twin, and the atoms of both, or of the one that theirs are of."""
+    joined = "columns" in recipe.__dataclass_fields__
+    source, val = ((world.joined if joined else world.source)(*draw) for draw in ((rows, 0), (VAL_ROWS, 1)))
+    known = torch.cat([world.atoms, world.twin.atoms], 1) if joined else world.atoms
     config = dataclasses.replace(config, seed=seed)
     before = untrained(recipe, source, config)
     after = vsae.train(source, recipe, out, config, val, progress=False).sae
     signed = world.signed or after.capabilities.signed
 
     def coded(sae: vsae.SAE) -> Heldout:
-        return measure(sae, val.rows.split(config.batch_size), torch.device("cpu"))
+        batches = val.batches(config.batch_size, 0, epochs=1)
+        return measure(sae, (batch.values for batch in batches), torch.device("cpu"))
 
-    found, floor = (match(world.atoms, sae.atoms, signed) for sae in (after, before))
+    found, floor = (match(known[:, -sae.atoms.shape[1] :], sae.atoms, signed) for sae in (after, before))
     return Trial(seed, found, floor, coded(after), coded(before))
 
 

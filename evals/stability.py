@@ -18,10 +18,10 @@ from torch import Tensor
 
 from evals.matching import match
 from evals.result import Estimate
-from vsae.activations import Source
+from vsae.activations import JoinedSource, Source
 from vsae.sae import SAE
 from vsae.training.config import TrainConfig
-from vsae.training.loop import Recipe
+from vsae.training.loop import Recipe, fitted
 from vsae.training.normalise import normalisation
 
 SHARED = 0.999
@@ -64,8 +64,8 @@ def stability(
 
 def untrained(recipe: Recipe, source: Source, config: TrainConfig) -> SAE:
     """What a training of `recipe` on `source` starts from, on raw activations: the floor of what it learns."""
-    moments = source.moments()
-    normalise = normalisation(config.normalise, moments)
+    recipe, moments = fitted(recipe, source), source.moments()
+    normalise = normalisation(config.normalise, moments, source.columns if isinstance(source, JoinedSource) else None)
     sample, mean = source.sample_rows(config.init_rows, config.seed), moments.mean.float()[None]
     return recipe.build(normalise(sample), normalise(mean)[0], config.seed).fuse(normalise.shift, normalise.scale)
 

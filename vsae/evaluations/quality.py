@@ -73,11 +73,12 @@ def planted(job: Any) -> Path:
     """Train every recipe on planted features and score what it found; returns the directory with result.json."""
     from evals import planted_runs
     from vsae import config
-    from vsae.recipes import RECIPES
+    from vsae.recipes import JOINED, RECIPES
 
-    if unknown := [name for name in job.recipes if name not in RECIPES]:
-        raise ValueError(f"there is no recipe '{unknown[0]}'{config.near(unknown[0], RECIPES)}")
-    recipes = {name: planted_runs.suited(RECIPES[name](), job.world) for name in job.recipes or RECIPES}
+    known = RECIPES | JOINED
+    if unknown := [name for name in job.recipes if name not in known]:
+        raise ValueError(f"there is no recipe '{unknown[0]}'{config.near(unknown[0], known)}")
+    recipes = {name: planted_runs.suited(known[name](), job.world) for name in job.recipes or known}
     found = planted_runs.compare(
         recipes, job.world, job.out, seeds=range(job.seeds), rows=job.rows, config=job.training, track=track
     )
