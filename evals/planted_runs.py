@@ -26,6 +26,7 @@ from evals.planted import Planted
 from evals.recovery_runs import over
 from evals.result import Estimate, Result, write_result
 from evals.stability import untrained
+from vsae import recipes
 from vsae.files import write_text
 from vsae.training.config import TrainConfig
 from vsae.training.heldout import Heldout, measure
@@ -33,6 +34,10 @@ from vsae.training.loop import Recipe
 
 CONFIG = TrainConfig(epochs=10, batch_size=512, lr=1e-3, tracker="none", device="cpu", eval_every=0)
 VAL_ROWS = 8192
+RECIPES: Mapping[str, Callable[..., Recipe]] = recipes.RECIPES | {
+    recipe.name: recipe for recipe in (recipes.TranscoderTopK, recipes.Crosscoder, recipes.VLSAE)
+}
+"""What is compared when nothing is named: the recipes of one site, and those that read two that show the same features."""
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -126,8 +131,10 @@ def suited(recipe: Recipe, world: Planted, width: float = 1.0) -> Recipe:
 
 def sized(recipe: Recipe, n_latents: int, active: float | int) -> Recipe:
     """The recipe with so many latents, and so many active ones a row where it says how many."""
-    wanted = {"n_latents": n_latents, "k": max(1, round(active)), "target_l0": float(active)}
-    fields = {name: value for name, value in wanted.items() if name in recipe.__dataclass_fields__}
+    fields: dict[str, Any] = {"n_latents": n_latents}
+    for name, value in {"k": max(1, round(active)), "target_l0": float(active)}.items():
+        if getattr(recipe, name, None) is not None:
+            fields[name] = value
     return dataclasses.replace(recipe, **fields)
 
 

@@ -10,7 +10,7 @@ import vsae
 from evals.matching import match
 from evals.planted import CHUNK, Planted
 from evals.planted_runs import CONFIG, compare, run, sized, suited, table
-from vsae.recipes import VLSAE, AbsTopK, Crosscoder, RATopK, ReLU, TopK, TranscoderTopK
+from vsae.recipes import VLSAE, AbsTopK, Crosscoder, RATopK, TopAFA, TopK, TranscoderTopK
 from vsae.recipes.selection import JumpReLU
 
 
@@ -189,7 +189,8 @@ def test_joined_recipes_find_the_atoms_of_both_ends_or_of_the_second(tmp_path, r
 def test_a_recipe_is_sized_where_it_says_how_many():
     assert sized(JumpReLU(), 64, 4) == JumpReLU(n_latents=64, target_l0=4.0)
     assert sized(TopK(), 64, 2.6) == TopK(n_latents=64, k=3)
-    assert sized(ReLU(), 64, 4) == ReLU(n_latents=64)
+    assert sized(JumpReLU(target_l0=None), 64, 4) == JumpReLU(n_latents=64, target_l0=None)
+    assert sized(TopAFA(), 64, 4) == TopAFA(n_latents=64)
 
 
 @pytest.mark.parametrize(

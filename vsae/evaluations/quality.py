@@ -73,9 +73,8 @@ def planted(job: Any) -> Path:
     """Train every recipe on planted features and score what it found; returns the directory with result.json."""
     from evals import planted_runs
     from vsae import config
-    from vsae.recipes import JOINED, RECIPES
 
-    known = RECIPES | JOINED
+    known = planted_runs.RECIPES
     if unknown := [name for name in job.recipes if name not in known]:
         raise ValueError(f"there is no recipe '{unknown[0]}'{config.near(unknown[0], known)}")
     recipes = {name: planted_runs.suited(known[name](), job.world) for name in job.recipes or known}
