@@ -9,6 +9,7 @@ A family says how a sample becomes a batch (`prepare`), how a batch goes through
 site becomes tokens (`tokens`); hooks, the early stop and edits are here. Reading changes nothing in the model.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -232,6 +233,14 @@ class ActivationModel(ABC):
             for path in self._places
             if path and path in self._shapes and self._calls[path] == 1
         }
+
+
+def takes(fn: Callable[..., Any], argument: str) -> bool:
+    """Whether an edit function wants to be told this, too."""
+    try:
+        return argument in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # a function in C
+        return False
 
 
 def kind_ids(kinds: Sequence[str]) -> UInt8[Tensor, "tokens"]:

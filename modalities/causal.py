@@ -1,14 +1,15 @@
 """What language models and image-text models share: tokens with kinds, the layout of a batch, loss, and generation under an edit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from modalities.base import KINDS, ActivationModel, Batch, NotTokens, Tokens
-from modalities.layout import MARKS, NO_CELL, TokenLayout, gathered, regrouped, special_ids, text_kinds
+from modalities.base import KINDS, ActivationModel, Batch, NotTokens, Tokens, takes
+from modalities.layout import MARKS, NO_CELL, TokenLayout, gathered, places, regrouped, special_ids, text_kinds
 from modalities.sites import Site
 
 INDEX = "index"
@@ -60,11 +61,30 @@ class CausalModel(ActivationModel):
         """What each token is that `activations` gives at a language site for this batch."""
         batch = self.marked(batch)
         ids = batch["input_ids"].masked_fill(batch["kinds"] == KINDS.index("pad"), -1)
-        whole = [ids, *(batch[name] for name in MARKS)]
-        if INDEX not in batch:
-            return TokenLayout(*whole)
-        fills = (-1, KINDS.index("pad"), False, *[NO_CELL] * 4)
-        return TokenLayout(*(gathered(m.flatten(), batch[INDEX], fill) for m, fill in zip(whole, fills, strict=True)))
+        whole: list[Tensor] = [ids, *(batch[name] for name in MARKS)]
+        if INDEX in batch:
+            fills = (-1, KINDS.index("pad"), False, *[NO_CELL] * 4)
+            whole = [gathered(m.flatten(), batch[INDEX], fill) for m, fill in zip(whole, fills, strict=True)]
+        return TokenLayout(*[*whole, places(whole[1])])
+
+    @contextmanager
+    def edit(self, site: str, fn: Callable[..., Tensor]) -> Iterator[ActivationModel]:
+        """As for every model, in `run` and in `generate`. A `fn` with an argument `layout` is given the `TokenLayout` of the tokens that pass,
+
+        too: those of the prompt, and while an answer is generated the newest ones. None where they are no tokens of the text: in an image tower.
+        """
+        told = takes(fn, "layout")
+
+        def here(values: Tensor, kinds: Tensor) -> Tensor:
+            return fn(values, kinds, layout=self._passed(site, values.shape[1])) if told else fn(values, kinds)
+
+        with super().edit(site, here):
+            yield self
+
+    def _passed(self, site: str, tokens: int) -> TokenLayout | None:
+        """Layout of the newest tokens of the running batch."""
+        whole = self.layout(self._batch)
+        return TokenLayout(*(mark[:, mark.shape[1] - tokens :] for mark in whole))
 
     def tokens(self, site: Site, hidden: Tensor, batch: Batch) -> Tokens:
         kinds = batch["kinds"]
@@ -109,7 +129,7 @@ class CausalModel(ActivationModel):
         outer, self._batch = self._batch, batch  # images may be seen before the first step
 
         def step(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            self._batch = batch | {"kinds": grown.after(kwargs["input_ids"])}
+            self._batch = batch | grown.after(kwargs["input_ids"])
 
         hook = self.module.register_forward_pre_hook(step, with_kwargs=True)
         self._generating = True
@@ -122,25 +142,31 @@ class CausalModel(ActivationModel):
 
 
 class _Grown:
-    """Kinds of a prompt and what has been generated so far."""
+    """What is known of a prompt's tokens and of those generated so far, which all are of the answer."""
 
     def __init__(self, batch: Batch, special: Sequence[int], ends: Sequence[int]) -> None:
-        self.kinds, self.special, self.begun = batch["kinds"], special, False
-        self.ends = torch.tensor(list(ends), dtype=batch["input_ids"].dtype, device=self.kinds.device)
-        self.over = torch.zeros(len(self.kinds), dtype=torch.bool, device=self.kinds.device)
+        self.marks = {name: batch[name] for name in ("input_ids", *MARKS)}
+        self.special, self.begun, ids = special, False, batch["input_ids"]
+        self.ends = torch.tensor(list(ends), dtype=ids.dtype, device=ids.device)
+        self.over = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
 
-    def after(self, ids: Int[Tensor, "batch new"]) -> UInt8[Tensor, "batch tokens"]:
+    def after(self, ids: Int[Tensor, "batch new"]) -> Batch:
         """ids: what the model gets now: the prompt first; then the newest tokens, or all of them where it keeps no cache."""
-        known = self.kinds.shape[1]
+        known = self.marks["kinds"].shape[1]
         new = ids[:, known:] if ids.shape[1] >= known else ids
         if self.begun:
-            for column in new.unbind(1):
+            for column in new[..., None].unbind(1):
                 # Rows that have ended go on as padding until the last one ends.
-                kinds = text_kinds(column[:, None], ~self.over[:, None], self.special)
-                self.kinds = torch.cat([self.kinds, kinds], dim=1)
-                self.over = self.over | torch.isin(column, self.ends)
+                there = ~self.over[:, None]
+                fresh = {
+                    "input_ids": column,
+                    "kinds": text_kinds(column, there, self.special),
+                    "answer": there,
+                } | dict.fromkeys(("image", "copy", "row", "column"), torch.full_like(column, NO_CELL))
+                self.marks = {name: torch.cat([mark, fresh[name]], dim=1) for name, mark in self.marks.items()}
+                self.over = self.over | torch.isin(column[:, 0], self.ends)
         self.begun = True
-        return self.kinds
+        return self.marks
 
 
 class KindLoss(NamedTuple):

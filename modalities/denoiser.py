@@ -9,7 +9,6 @@
 Tokens are cells of the latents, row by row. Of a block with two streams (SD3, Flux), it is the image's that passes.
 """
 
-import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modalities.base import ActivationModel, Activations, Batch, NotTokens, Tokens
+from modalities.base import ActivationModel, Activations, Batch, NotTokens, Tokens, takes
 from modalities.images import ImageTokens, patch_size
 from modalities.pipeline import Now, Pipeline, on_prompt, seed_of
 from modalities.prompts import CONDITIONAL
@@ -98,7 +97,7 @@ class Denoiser(ActivationModel):
         prompt: whose rows are edited under guidance: those of the "conditional" prompt, of the "negative" one, or "both".
         """
         self._at_steps(site)
-        timed = _takes_step(fn)
+        timed = takes(fn, "step")
 
         def now(values: Tensor, kinds: Tensor) -> Tensor:
             return fn(values, kinds, step=self._now.step) if timed else fn(values, kinds)
@@ -178,13 +177,6 @@ class Denoiser(ActivationModel):
             raise ValueError(f"site {site!r} is at step {step}: this pipeline has 0 to {self.steps - 1}.")
         steps = range(self.steps) if step is None else [step]
         return [str(Site(f"{path}@{one}", where.side)) for one in steps]
-
-
-def _takes_step(fn: Callable[..., Any]) -> bool:
-    try:
-        return "step" in inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # a function in C
-        return False
 
 
 def _split(path: str) -> tuple[str, int | None]:

@@ -1,11 +1,16 @@
 """Which image tokens of a prompt stand for which cell of which image, for each way models have of making them.
 
-fixed         each image becomes the same number of tokens (LLaVA-1.5, FastVLM, PaliGemma, ...)
-LLaVA-NeXT    the whole image, then the same image in tiles, put together and cut to the image's shape, with a mark after each row
-Qwen-VL       patches in the image's own resolution, merged 2 x 2
+fixed             each image becomes the same number of tokens (LLaVA-1.5, FastVLM, Gemma 3, ...)
+LLaVA-NeXT        the whole image, then the same image in tiles, put together and cut to the image's shape, with a mark after each row
+LLaVA-OneVision   the same, shrunk where it would be too large; of several images in a prompt, only the whole of each, with one mark
+Qwen-VL           patches in the image's own resolution, merged 2 x 2
+Pixtral           patches in the image's own resolution
+
+Of others (InternVL's tiles, ...) the image of a token is known, but no cell.
 """
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +20,8 @@ from torch import Tensor
 from modalities.base import Batch
 from modalities.images import grid_of
 from modalities.layout import NO_CELL
+
+TILED = ("llava_next", "llava_onevision")
 
 
 class Cells(NamedTuple):
@@ -44,13 +51,17 @@ def fixed_cells(count: int, size: tuple[int, int]) -> Cells:
 
 
 def next_cells(config: Any, size: Sequence[int]) -> Cells:
-    """LLaVA-NeXT's tokens of an image of (height, width) pixels: `pack_image_features`, done to row and column numbers."""
+    """LLaVA-NeXT's or OneVision's tokens of an image of (height, width) pixels: `pack_image_features`, done to row and column numbers."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
     edge = config.vision_config.image_size // config.vision_config.patch_size
     tiles = get_anyres_image_grid_shape(list(size), config.image_grid_pinpoints, config.vision_config.image_size)
     whole = torch.zeros(1, tiles[0] * edge, tiles[1] * edge)
     rows, columns = unpad_image(whole, list(size)).shape[1:]
+    if config.model_type == "llava_onevision":
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        if (ratio := sqrt(rows * columns / (most * edge**2))) > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
     base, fine = grid_cells(edge, edge), grid_cells(rows, columns + 1, copy=1)
     newline = fine.column == columns
     return Cells(
@@ -60,11 +71,29 @@ def next_cells(config: Any, size: Sequence[int]) -> Cells:
     )
 
 
-def next_tiles(config: Any, size: Sequence[int]) -> int:
-    """How many pictures LLaVA-NeXT's tower sees for an image: the whole and its tiles."""
+def one_of_several(config: Any) -> Cells:
+    """LLaVA-OneVision's tokens of one of a prompt's images: the whole, and a mark."""
+    base = grid_cells(*[config.vision_config.image_size // config.vision_config.patch_size] * 2)
+    mark = torch.tensor([NO_CELL])
+    return Cells(torch.cat([base.copy, mark + 2]), torch.cat([base.row, mark + 1]), torch.cat([base.column, mark]))
+
+
+def tiled(config: Any, batch: Batch) -> list[bool]:
+    """Whether each image of a LLaVA-NeXT or OneVision batch is seen in tiles, too."""
+    if "batch_num_images" not in batch:
+        return [True] * len(batch["image_sizes"])
+    return [count == 1 for count in batch["batch_num_images"].tolist() for _ in range(count)]
+
+
+def next_tiles(config: Any, batch: Batch) -> list[int]:
+    """How many pictures LLaVA-NeXT's or OneVision's tower sees for each image: the whole and its tiles."""
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-    return int(image_size_to_num_patches(list(size), config.image_grid_pinpoints, config.vision_config.image_size))
+    edge, sizes = config.vision_config.image_size, batch["image_sizes"].tolist()
+    return [
+        int(image_size_to_num_patches(size, config.image_grid_pinpoints, edge)) if tiles else 1
+        for size, tiles in zip(sizes, tiled(config, batch), strict=True)
+    ]
 
 
 def qwen_cells(config: Any, thw: Sequence[int]) -> Cells:
@@ -73,14 +102,26 @@ def qwen_cells(config: Any, thw: Sequence[int]) -> Cells:
     return Cells(*(part.repeat(thw[0]) for part in cells))
 
 
-def image_cells(config: Any, batch: Batch, each: int) -> list[Cells]:
-    """Cells of each image of a batch, in order. each: tokens an image, for models that make always as many."""
+def image_cells(config: Any, batch: Batch, each: int) -> list[Cells] | None:
+    """Cells of each image of a batch, in order. each: tokens an image, for models that make always as many; 0: others.
+
+    None where this model's are not known.
+    """
     if "image_grid_thw" in batch:
         return [qwen_cells(config, thw) for thw in batch["image_grid_thw"].tolist()]
     if "pixel_values" not in batch:
         return []
-    if config.model_type == "llava_next":
-        return [next_cells(config, size) for size in batch["image_sizes"].tolist()]
+    if config.model_type in TILED:
+        sizes = batch["image_sizes"].tolist()
+        return [
+            next_cells(config, size) if tiles else one_of_several(config)
+            for size, tiles in zip(sizes, tiled(config, batch), strict=True)
+        ]
+    if config.vision_config.model_type == "pixtral":
+        stride = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
+        return [grid_cells(height // stride, width // stride) for height, width in batch["image_sizes"].tolist()]
+    if not each:
+        return None
     pixels = batch["pixel_values"]
     return [fixed_cells(each, (pixels.shape[-2], pixels.shape[-1]))] * len(pixels)
 

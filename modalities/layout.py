@@ -26,9 +26,11 @@ class TokenLayout(NamedTuple):
     row: Int[Tensor, "batch tokens"]
     column: Int[Tensor, "batch tokens"]
     """Cell in the grid of that copy, which covers the whole image. -1 where the token is no cell."""
+    position: Int[Tensor, "batch tokens"]
+    """Place in its own sample, from 0, whatever padding or other samples are before it; -1 for filling."""
 
 
-MARKS = TokenLayout._fields[1:]
+MARKS = TokenLayout._fields[1:-1]
 """Tensors of a batch that tell what its tokens are, under these names: not for the model."""
 
 NO_CELL = -1
@@ -85,6 +87,13 @@ def padded(rows: Sequence[Tensor], side: str, value: int | float | bool) -> Tens
 def positions(mask: Int[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
     """Positions that count from the first token of each row, whatever padding is before it; as `generate` makes them."""
     return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def places(kinds: UInt8[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
+    """Place of each token in its row, counted from the first that is no padding; -1 for padding."""
+    pad = kinds == KINDS.index("pad")
+    lead = pad.long().cumprod(1).sum(1, keepdim=True)
+    return (torch.arange(kinds.shape[1], device=kinds.device) - lead).masked_fill(pad, -1)
 
 
 def gathered(flat: Tensor, index: Int[Tensor, "batch tokens"], fill: Any) -> Tensor:

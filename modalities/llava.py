@@ -1,4 +1,5 @@
-"""Image-text models of transformers: LLaVA-1.5, LLaVA-NeXT, FastVLM, Qwen2-VL, Qwen2.5-VL, and others that make tokens as these do.
+"""Image-text models of transformers: LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, FastVLM, Qwen2-VL to Qwen3-VL, Gemma 3, Pixtral, InternVL, and
+others whose processors put an image's tokens into the prompt.
 
     load("llava", "llava-hf/llava-1.5-7b-hf")
     load("llava", "path/to/directory")        as `save_pretrained` of the model and of its processor write it
@@ -16,18 +17,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from modalities.base import KINDS, Batch, NotTokens, Tokens
 from modalities.causal import N_IMAGES, CausalModel
 from modalities.chat import conversation, defused, joined, render, with_images
-from modalities.image_cells import fixed_cells, image_cells, next_tiles, place
+from modalities.image_cells import TILED, fixed_cells, image_cells, next_tiles, place
 from modalities.images import ImageTokens, filled
-from modalities.layout import padded, positions, regrouped, rows_of_counts
+from modalities.layout import NO_CELL, TokenLayout, padded, positions, regrouped, rows_of_counts
 from modalities.llm import check_length, check_limit, check_padding, context_limit, filler, within
 from modalities.loading import config_commit, loading, local_dir, placed, provenance
-from modalities.preprocessing import of_processor
+from modalities.processors import Span, by_row, moved, preprocessing_of, processor_of
 from modalities.sites import Site
 
 PER_TOKEN = {"input_ids": 0, "attention_mask": 0, "mm_token_type_ids": 0, "token_type_ids": 0}
@@ -64,11 +65,18 @@ class ImageTextModel(CausalModel):
             if words not in child.modules() and any(True for _ in child.parameters())
         }
         self._towers = tuple(f"model.{name}" if inner is not module else name for name in towers)
-        # A fixed number until the example shows which.
-        self._each, self._grid = 1, None
-        grey = self._encoded("the example", processor.image_token, [], [Image.new("RGB", (64, 64), (128,) * 3)])
-        if "pixel_values" in grey and grey["pixel_values"].ndim == 4:
-            self._each = int((grey["input_ids"] == self._image_token).sum())
+        self._each, self._grid = 0, None
+        grey, wide = (
+            self._encoded("the example", processor.image_token, [], [Image.new("RGB", (width, 64), (128,) * 3)])
+            for width in (64, 256)
+        )
+        counts = {int((one["input_ids"] == self._image_token).sum()) for one in (grey, wide)}
+        if (
+            grey["pixel_values"].ndim == 4
+            and grey["pixel_values"].shape == wide["pixel_values"].shape
+            and len(counts) == 1
+        ):
+            self._each = counts.pop()
             cells = fixed_cells(self._each, (grey["pixel_values"].shape[2], grey["pixel_values"].shape[3]))
             self._grid = (int(cells.row.max()) + 1, int(cells.column.max()) + 1) if int(cells.row.max()) >= 0 else None
         self._tower = ImageTokens(next(iter(towers.values())))
@@ -101,37 +109,49 @@ class ImageTextModel(CausalModel):
             messages, chat_template=self._template, tokenize=False, add_generation_prompt=is_open
         )
 
-    def _encoded(self, name: str, text: str, answers: Sequence[tuple[int, int]], images: Sequence[Any]) -> Batch:
-        """One sample as the processor gives it, [1, length] and images, with the mark of its answer."""
+    def _encoded(self, name: str, text: str, answers: Sequence[Span], images: Sequence[Any]) -> Batch:
+        """One sample as the processor gives it, [1, length] and images, with the marks of its answer and of its images."""
         begin = self.tokenizer.bos_token
         special = not (begin and text.startswith(begin))
         try:
             made = self.processor(
-                text=[text], images=list(images) or None, add_special_tokens=special, return_tensors="pt"
+                text=[text],
+                images=[list(images)] if images else None,
+                add_special_tokens=special,
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
             )
         except ValueError as error:
             raise ValueError(
                 f"{name} does not suit the model's processor: {' '.join(str(error).split())[:200]}"
             ) from error
         ids = made["input_ids"][0]
-        answer = torch.zeros(len(ids), dtype=torch.bool)
-        if answers:
-            told = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-            answer = expanded(
-                torch.tensor(told["input_ids"]), within(told["offset_mapping"], answers), ids, self._image_token
+        offsets, told = made.pop("offset_mapping")[0].tolist(), made.pop("text_replacement_offsets")
+        replaced = [(one["span"], one["new_span"]) for one in told[0]] if images else []
+        longest = moved([(0, len(text))], replaced)[0][1]
+        if answers and max(end for _, end in offsets) > longest:
+            raise ValueError(
+                f"{name} is rewritten by the model's processor, so that its answer is not known: leave the answer out."
             )
-        return dict(made) | {"answer": answer[None]}
+        image = torch.full_like(ids, NO_CELL)
+        for number, (_, span) in enumerate(replaced):
+            image[within(offsets, [span]) & (ids == self._image_token)] = number
+        return dict(made) | {"answer": within(offsets, moved(answers, replaced))[None], "image": image[None]}
 
     def _cut(self, name: str, one: Batch) -> Batch:
         ids = one["input_ids"][0]
         check_length(name, len(ids), self.length, self.limit)
         if self.length is not None and bool((ids[self.length :] == self._image_token).any()):
             raise ValueError(f"{name} has image tokens after the first {self.length}: give a larger length than that.")
-        return {key: value[:, : self.length] if key in (*PER_TOKEN, "answer") else value for key, value in one.items()}
+        return {
+            key: value[:, : self.length] if key in (*PER_TOKEN, "answer", "image") else value
+            for key, value in one.items()
+        }
 
     def _together(self, ones: Sequence[Batch]) -> Batch:
         """One batch of prepared samples: sequences are padded, images follow each other."""
-        fills = PER_TOKEN | {"input_ids": filler(self.tokenizer), "answer": False}
+        fills = PER_TOKEN | {"input_ids": filler(self.tokenizer), "answer": False, "image": NO_CELL}
         batch: Batch = {}
         for key in dict.fromkeys(key for one in ones for key in one):
             values = [one[key] for one in ones if key in one]
@@ -142,6 +162,11 @@ class ImageTextModel(CausalModel):
                 batch[key] = torch.cat(
                     [nn.functional.pad(value, [0] * 6 + [0, tiles - value.shape[1]]) for value in values]
                 )
+            elif key == "pixel_values" and values[0].ndim == 4:  # Pixtral's, each of its own size
+                height, width = (max(value.shape[axis] for value in values) for axis in (2, 3))
+                batch[key] = torch.cat(
+                    [nn.functional.pad(v, [0, width - v.shape[3], 0, height - v.shape[2]]) for v in values]
+                )
             else:
                 batch[key] = torch.cat(values)
         if self.padding == "left" and "mm_token_type_ids" not in batch:  # Qwen numbers its tokens itself, in three axes
@@ -149,28 +174,50 @@ class ImageTextModel(CausalModel):
         return batch
 
     def marked_images(self, batch: Batch, kinds: UInt8[Tensor, "rows length"]) -> Batch:
-        ids = batch["input_ids"]
-        marks = place(ids, self._image_token, image_cells(self._config, batch, self._each))
+        ids, cells = batch["input_ids"], image_cells(self._config, batch, self._each)
+        if cells is None:
+            image = batch.get("image", torch.full_like(ids, NO_CELL))
+            nowhere = torch.full_like(ids, NO_CELL)
+            marks = {"image": image, "copy": nowhere, "row": nowhere, "column": nowhere, N_IMAGES: image.amax(1) + 1}
+        else:
+            marks = place(ids, self._image_token, cells)
         found = kinds.clone()
         found[ids == self._image_token] = KINDS.index("image")
         found[(marks["image"] >= 0) & (marks["column"] < 0) & (marks["row"] >= 0)] = KINDS.index("special")
         return marks | {"kinds": found}
 
+    def _tower_of(self, path: str) -> str | None:
+        return next((name for name in self._towers if path == name or path.startswith(f"{name}.")), None)
+
+    def _passed(self, site: str, tokens: int) -> TokenLayout | None:
+        return None if self._tower_of(Site.parse(site).path) else super()._passed(site, tokens)
+
     def tokens(self, site: Site, hidden: Tensor, batch: Batch) -> Tokens:
-        tower = next((name for name in self._towers if site.path == name or site.path.startswith(f"{name}.")), None)
+        tower = self._tower_of(site.path)
         if tower is None:
             return super().tokens(site, hidden, batch)._replace(grid=self._grid)
         if "image_grid_thw" in batch:
             return self._patches(site, hidden, batch)
-        pixels, config = batch["pixel_values"], self._config
-        sizes = batch["image_sizes"].tolist() if config.model_type == "llava_next" else None
-        pictures = [1] * len(pixels) if sizes is None else [next_tiles(config, size) for size in sizes]
+        pixels, pictures = batch["pixel_values"], self._pictures(site, batch)
         shape = torch.empty((sum(pictures), *pixels.shape[-3:]), device="meta")
         seen = self._tower(site, hidden, shape, self._places[site.path])
         if tower != self._towers[0]:
             seen = seen._replace(kinds=filled("image", seen.values))
         each = seen.values.shape[1]
         return regrouped(seen, rows_of_counts(by_row([count * each for count in pictures], batch[N_IMAGES].tolist())))
+
+    def _pictures(self, site: Site, batch: Batch) -> list[int]:
+        """How many pictures the tower sees of each image."""
+        if self._config.model_type in TILED:
+            return next_tiles(self._config, batch)
+        pixels, images = batch["pixel_values"], int(batch[N_IMAGES].sum())
+        if len(pixels) == images:
+            return [1] * images
+        counts = torch.stack([(batch["image"] == number).sum(1) for number in range(int(batch[N_IMAGES].max()))], 1)
+        counts = counts[counts > 0] * len(pixels)  # as many tokens of each picture
+        if pixels.ndim != 4 or len(counts) != images or bool((counts % counts.sum().div(len(pixels)).long()).any()):
+            raise NotTokens(f"site '{site}' sees {len(pixels)} pictures of {images} images: choose a language layer.")
+        return (counts // (counts.sum() // len(pixels))).tolist()
 
     def _patches(self, site: Site, hidden: Tensor, batch: Batch) -> Tokens:
         """Qwen's tower: the patches of all images in one row, in an order of its own, before and after they are merged."""
@@ -221,7 +268,7 @@ def load(
         raise ValueError(
             f"{name} is a {config.model_type}, no image-text model: load it with its own family, as load('llm', ...)."
         )
-    processor = _processor(name, source, told)
+    processor = processor_of(name, source, told)
     with loading(name, seed):
         auto = AutoModelForImageTextToText
         module = auto.from_pretrained(source, **told) if pretrained else auto.from_config(config)
@@ -233,7 +280,7 @@ def load(
         module,
         revision=revision or config_commit(config, name),
         seed=None if pretrained else seed,
-        preprocessing=_preprocessing(processor, config),
+        preprocessing=preprocessing_of(processor, config),
         dtype=dtype,
     ) | {"sequence": {"prompt": prompt, "length": length, "padding": padding, "chat_template": chat_template}}
     return ImageTextModel(
@@ -245,48 +292,3 @@ def load(
         padding=padding,
         chat_template=chat_template,
     )
-
-
-def _processor(name: str, source: str, told: dict[str, str]) -> Any:
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(source, **told)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"{name} has no image-text processor that can be loaded; save one beside the weights ({said})"
-        ) from error
-    if not all(hasattr(processor, part) for part in ("tokenizer", "image_processor", "image_token")):
-        raise FileNotFoundError(
-            f"{name} has only a {type(processor).__name__}, no image-text processor: save one beside the weights."
-        )
-    return processor
-
-
-def _preprocessing(processor: Any, config: Any) -> dict[str, Any]:
-    """What the grid of an image's tokens lies on: the whole image, or, where the processor crops, what it leaves."""
-    images = processor.image_processor
-    whole = {"resize": None, "resize_mode": "exact", "interpolation": None, "crop": None}
-    if config.model_type == "llava_next" or not set(dict(images.size or {})) & {"height", "shortest_edge"}:
-        return whole | {"library": " ".join(repr(images).split())}
-    try:
-        return of_processor(images)
-    except ValueError:
-        return whole | {"library": " ".join(repr(images).split())}
-
-
-def by_row(counts: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
-    """`counts`, an image each, in lists of as many images as each row has."""
-    left = iter(counts)
-    return [[next(left) for _ in range(number)] for number in rows]
-
-
-def expanded(
-    ids: Int[Tensor, "short"], mark: Bool[Tensor, "short"], whole: Int[Tensor, "length"], image_token: int
-) -> Bool[Tensor, "length"]:
-    """A mark of the text's tokens, where each place of an image has become a run of image tokens."""
-    places = whole == image_token
-    found = torch.zeros(len(whole), dtype=torch.bool)
-    found[~places] = mark[ids != image_token]
-    return found

@@ -100,32 +100,72 @@ class Swap:
         return (theirs - mine) @ atoms(sae, self.latents)
 
 
+@runtime_checkable
+class Layout(Protocol):
+    """What a language or image-text model tells of the tokens that pass a site: `modalities.layout.TokenLayout`."""
+
+    position: Int[Tensor, "batch tokens"]
+    image: Int[Tensor, "batch tokens"]
+    copy: Int[Tensor, "batch tokens"]
+    row: Int[Tensor, "batch tokens"]
+    column: Int[Tensor, "batch tokens"]
+    answer: Bool[Tensor, "batch tokens"]
+
+
 @dataclass(frozen=True)
 class Where:
-    """Which tokens an edit reaches; None means all. Cells are (row, column) of the patch grid, counted over the tokens of kind `patch` or `image`."""
+    """Which tokens an edit reaches; None means all.
+
+    positions: places in a sample, from 0, whatever padding is before it; a generated token's is where it stands behind its prompt.
+    cells: (row, column) of the patch grid: of every image and copy where the model tells its layout; else counted over the tokens of kind
+        `patch` or `image`, of the row's first image.
+    images, copies, answer: of a language site: which images of the prompt, from 0; which copies of them (0: whole, 1: in tiles); True: what the
+        assistant says, False: all else.
+    """
 
     kinds: tuple[str, ...] | None = None
     positions: tuple[int, ...] | None = None
     cells: tuple[tuple[int, int], ...] | None = None
+    images: tuple[int, ...] | None = None
+    copies: tuple[int, ...] | None = None
+    answer: bool | None = None
 
     def mask(
-        self, kinds: UInt8[Tensor, "batch tokens"], kind_names: Sequence[str], columns: int | None
+        self,
+        kinds: UInt8[Tensor, "batch tokens"],
+        kind_names: Sequence[str],
+        columns: int | None,
+        layout: Layout | None = None,
     ) -> Bool[Tensor, "batch tokens"]:
-        """Raises ValueError for a kind that does not exist, or for cells without a grid."""
+        """Raises ValueError for a kind that does not exist, for cells without a grid, and for images or answers where no layout is known."""
         mask = torch.ones_like(kinds, dtype=torch.bool)
         if self.kinds is not None:
             mask &= of_kinds(kinds, kind_names, self.kinds)
         if self.positions is not None:
-            at = torch.arange(kinds.shape[1], device=kinds.device)
-            mask &= torch.isin(at, torch.tensor(self.positions, device=kinds.device))
-        if self.cells is not None:
+            mask &= among(placed(kinds, kind_names) if layout is None else layout.position, self.positions)
+        if layout is None:
+            if (self.images, self.copies, self.answer) != (None, None, None):
+                raise ValueError(
+                    "which image, copy or answer a token is of is known at the layers of a language model only: choose a site there."
+                )
+        else:
+            if self.images is not None:
+                mask &= among(layout.image, self.images)
+            if self.copies is not None:
+                mask &= among(layout.copy, self.copies)
+            if self.answer is not None:
+                mask &= layout.answer == self.answer
+        if self.cells is not None and layout is not None:
+            of_cell = [(layout.row == row) & (layout.column == column) for row, column in self.cells]
+            mask &= torch.stack(of_cell).any(0) if of_cell else False
+        elif self.cells is not None:
             if columns is None:
                 raise ValueError(
                     "cells were given, but not how many columns the grid has: pass columns= of the site's grid."
                 )
             painted = of_kinds(kinds, kind_names, [name for name in ("patch", "image") if name in kind_names])
-            wanted = torch.tensor([row * columns + column for row, column in self.cells], device=kinds.device)
-            mask &= painted & torch.isin(painted.cumsum(1) - 1, wanted)
+            wanted = [row * columns + column for row, column in self.cells]
+            mask &= painted & among(painted.cumsum(1) - 1, wanted)
         return mask
 
 
@@ -147,13 +187,16 @@ class Intervention:
 
     @torch.no_grad()
     def __call__(
-        self, values: Float[Tensor, "batch tokens d_model"], kinds: UInt8[Tensor, "batch tokens"]
+        self,
+        values: Float[Tensor, "batch tokens d_model"],
+        kinds: UInt8[Tensor, "batch tokens"],
+        layout: Layout | None = None,
     ) -> Float[Tensor, "batch tokens d_model"]:
         if values.shape[-1] != self.sae.d_model:
             raise ValueError(
                 f"the site has {values.shape[-1]} dimensions, but the SAE reads {self.sae.d_model}: choose its own site."
             )
-        mask = self.where.mask(kinds, self.kind_names, self.columns)
+        mask = self.where.mask(kinds, self.kind_names, self.columns, layout)
         x = values[mask].to(self.sae.b_dec.dtype)
         return moved(values, mask, self.strength * self.operation.change(self.sae, self.sae.encode(x)))
 
@@ -173,9 +216,12 @@ class Direction:
         self.where, self.kind_names, self.columns = where or Where(), tuple(kind_names), columns
 
     def __call__(
-        self, values: Float[Tensor, "batch tokens d_model"], kinds: UInt8[Tensor, "batch tokens"]
+        self,
+        values: Float[Tensor, "batch tokens d_model"],
+        kinds: UInt8[Tensor, "batch tokens"],
+        layout: Layout | None = None,
     ) -> Float[Tensor, "batch tokens d_model"]:
-        mask = self.where.mask(kinds, self.kind_names, self.columns)
+        mask = self.where.mask(kinds, self.kind_names, self.columns, layout)
         return moved(values, mask, (self.strength * self.direction).expand(int(mask.sum()), -1))
 
 
@@ -223,6 +269,18 @@ def checked(sae: SAE, latents: Sequence[int]) -> Int[Tensor, "latents"]:
 
 def on(code: Code, latents: Int[Tensor, "latents"]) -> Int[Tensor, "latents"]:
     return latents.to(code.indices.device)
+
+
+def among(numbers: Int[Tensor, "batch tokens"], wanted: Sequence[int]) -> Bool[Tensor, "batch tokens"]:
+    return torch.isin(numbers, torch.tensor(list(wanted), dtype=numbers.dtype, device=numbers.device))
+
+
+def placed(kinds: UInt8[Tensor, "batch tokens"], kind_names: Sequence[str]) -> Int[Tensor, "batch tokens"]:
+    """Place of each token in its row, less the padding before the first."""
+    at = torch.arange(kinds.shape[1], device=kinds.device).expand(kinds.shape)
+    if "pad" not in kind_names:
+        return at
+    return at - (kinds == kind_names.index("pad")).long().cumprod(1).sum(1, keepdim=True)
 
 
 def of_kinds(

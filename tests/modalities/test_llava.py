@@ -16,6 +16,7 @@ import modalities
 from modalities.base import KINDS
 from modalities.causal import loss_by_kind, next_token_loss
 from modalities.data import Sample, open_dataset
+from vsae.interventions import Direction, Where
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
 LLAMA = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -280,7 +281,7 @@ def test_every_token_is_known(models, kind):
     length = max(map(len, rows))
     assert names(layout.kinds) == [["pad"] * (length - len(row)) + row for row in rows]
     for number, images in ((0, list(GRIDS[kind])), (1, []), (2, list(GRIDS[kind][:1]))):
-        cells = [cell for cell in zip(*(mark[number].tolist() for mark in layout[3:]), strict=True) if cell[0] >= 0]
+        cells = [cell for cell in zip(*(mark[number].tolist() for mark in layout[3:7]), strict=True) if cell[0] >= 0]
         assert cells == by_hand(kind, images)
     tokens = [
         model.tokenizer.convert_ids_to_tokens(row[mark]) for row, mark in zip(layout.ids, layout.answer, strict=True)
@@ -375,6 +376,41 @@ def test_an_edit_of_one_prompts_images_leaves_the_others(models, kind):
     with pytest.raises(RuntimeError, match="as planned"), model.edit(LANGUAGE[0], _broken):
         model.run(batch)
     assert torch.equal(model.run(batch).logits, bare)
+
+
+@pytest.mark.parametrize("kind", MARKS)
+@pytest.mark.parametrize("where", [Where(images=(1,)), Where(cells=((0, 1),), copies=(0,)), Where(answer=True)])
+def test_images_cells_and_answers_are_edited_alone(models, kind, where):
+    model = models[kind]
+    batch, site, reached = model.prepare([TWO, NONE]), LANGUAGE[0], []
+    direction = Direction(torch.ones(model.sites()[site][1]), where=where, kind_names=KINDS)
+
+    def watch(values, kinds, layout):
+        new = direction(values, kinds, layout)
+        reached.append((new != values).any(-1))
+        return new
+
+    layout = model.layout(batch)
+    with model.edit(site, watch):
+        model.run(batch)
+    if where.images:
+        expected = layout.image == 1
+    elif where.cells:
+        expected = (layout.row == 0) & (layout.column == 1) & (layout.copy == 0)
+        assert expected.sum(1).tolist() == [2, 0]  # one of each image
+    else:
+        expected = layout.answer
+    assert torch.equal(reached[0], expected) and expected.any()
+
+
+def test_an_image_tower_has_no_layout_to_choose_by(models):
+    model = models["llava"]
+    batch, where = model.prepare([TWO]), Where(images=(0,))
+    with (
+        pytest.raises(ValueError, match="layers of a language model only"),
+        model.edit("model.multi_modal_projector", Direction(torch.ones(16), where=where, kind_names=KINDS)),
+    ):
+        model.run(batch)
 
 
 def _broken(values, kinds):

@@ -11,6 +11,7 @@ import modalities
 from modalities.base import KINDS
 from modalities.causal import loss_by_kind, next_token_loss
 from modalities.data import Sample, open_dataset
+from vsae.interventions import Direction, Where
 
 TEXTS = ["a red cat", "what is this ? a dog sits here .", "it"]
 SIZES = {"vocab_size": 40, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
@@ -221,6 +222,60 @@ def test_generation_shows_the_edit_each_new_token_with_its_kind(model, use_cache
         )
         assert seen[step + 1] == told
     assert out[1, 4:].tolist() == [end, 0, 0, 0]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_an_edit_is_told_where_each_token_of_a_growing_answer_stands(model, use_cache):
+    told = {"ids": [[], []], "position": [[], []], "answer": [[], []]}
+
+    def watch(values, kinds, layout):
+        assert layout.kinds.equal(kinds) and values.shape[:2] == layout.ids.shape
+        for name, rows in told.items():
+            for row, mark in zip(rows, getattr(layout, name).tolist(), strict=True):
+                row[:] = mark if not use_cache else row + mark
+        return values
+
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "use_cache": use_cache}
+    with model.edit("model.layers.1", watch):
+        out = model.generate(model.prepare(["a red cat", "it"]), **options)
+    assert told["position"] == [[0, 1, 2, 3, 4, 5, 6], [-1, -1, 0, 1, 2, 3, 4]]
+    assert told["answer"] == [[False] * 4 + [True] * 3] * 2
+    assert told["ids"][0] == out[0, :7].tolist()
+    assert told["ids"][1] == [-1, -1, *out[1, 2:7].tolist()]
+
+
+def test_a_place_in_the_prompt_is_edited_there_and_at_no_token_that_is_generated(model):
+    """With a cache the newest token is alone in its row: it is not place 0."""
+    reached = []
+    first = Direction(torch.ones(16), where=Where(positions=(0,)), kind_names=KINDS)
+
+    def watch(values, kinds, layout):
+        new = first(values, kinds, layout=layout)
+        reached.append((new != values).any(-1).nonzero().tolist())
+        return new
+
+    with model.edit("model.layers.1", watch):
+        model.generate(model.prepare(["a red cat", "it"]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert reached == [[[0, 0], [1, 2]], [], []]
+    answered = []
+    only = Direction(torch.ones(16), where=Where(answer=True), kind_names=KINDS)
+    with model.edit(
+        "model.layers.1", lambda v, k, layout: answered.append(int((only(v, k, layout) != v).any(-1).sum())) or v
+    ):
+        model.generate(model.prepare(["a red cat", "it"]), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert answered == [0, 2, 2]
+
+
+def test_an_intervention_is_given_the_layout_by_the_model(directory):
+    """Packed rows, too: place 0 of each text, wherever it lies in them."""
+    texts = ["a red cat", "it", "this photo"]
+    bare = modalities.load("llm", directory("llama"), sequence="pack", length=16)
+    batch = bare.prepare(texts)
+    assert bare.layout(batch).position.tolist() == [[0, 1, 2, 3], [0, 1, -1, -1], [0, 1, 2, -1]]
+    old = bare.activations(batch, ["model.layers.0"])["model.layers.0"].values
+    with bare.edit("model.layers.0", Direction(torch.ones(16), where=Where(positions=(0,)), kind_names=KINDS)):
+        new = bare.activations(batch, ["model.layers.0"])["model.layers.0"].values
+    assert (new != old).any(-1).nonzero().tolist() == [[0, 0], [1, 0], [2, 0]]
 
 
 def test_edits_end_with_their_context_also_after_an_exception(model):

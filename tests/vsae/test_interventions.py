@@ -1,5 +1,7 @@
 """A world of orthonormal concepts, where what an edit does can be worked out by hand; then what must hold for any SAE."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -117,6 +119,44 @@ def test_only_the_named_tokens_are_touched(world, where, touched):
     ):
         changed = (edit(x, kinds) != x).any(-1).nonzero().tolist()
         assert [tuple(place) for place in changed] == touched
+
+
+class Layout(NamedTuple):
+    """Two images of two cells, of which the second is there in two copies, and an answer; the second row is padded on the left."""
+
+    position: torch.Tensor = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [-1, -1, -1, -1, -1, 0, 1, 2]])
+    image: torch.Tensor = torch.tensor([[0, 0, 1, 1, 1, -1, -1, -1], [-1] * 8])
+    copy: torch.Tensor = torch.tensor([[0, 0, 0, 0, 1, -1, -1, -1], [-1] * 8])
+    row: torch.Tensor = torch.tensor([[0, 0, 0, 0, 0, -1, -1, -1], [-1] * 8])
+    column: torch.Tensor = torch.tensor([[0, 1, 0, 1, 1, -1, -1, -1], [-1] * 8])
+    answer: torch.Tensor = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0, 0, 1]]).bool()
+
+
+@pytest.mark.parametrize(
+    ("where", "touched"),
+    [
+        (Where(positions=(0, 7)), [(0, 0), (0, 7), (1, 5)]),
+        (Where(cells=((0, 1),)), [(0, 1), (0, 3), (0, 4)]),
+        (Where(cells=((0, 1),), images=(1,)), [(0, 3), (0, 4)]),
+        (Where(images=(1,), copies=(0,)), [(0, 2), (0, 3)]),
+        (Where(answer=True), [(0, 6), (0, 7), (1, 7)]),
+        (Where(answer=False, positions=(0,)), [(0, 0), (1, 5)]),
+    ],
+)
+def test_what_a_model_tells_of_its_tokens_chooses_among_them(world, where, touched):
+    sae, values, kinds = world[0], torch.zeros(2, 8, D).double(), torch.zeros(2, 8, dtype=torch.uint8)
+    changed = Intervention(sae, Add([0], 1.0), where=where, kind_names=KINDS)(values, kinds, layout=Layout())
+    assert [tuple(place) for place in changed.any(-1).nonzero().tolist()] == touched
+
+
+def test_without_a_layout_positions_count_from_behind_the_padding_and_images_are_unknown(world):
+    sae, values = world[0], torch.zeros(2, 4, D).double()
+    kinds = torch.tensor([[2, 2, 1, 1], [1, 1, 1, 2]], dtype=torch.uint8)
+    changed = Intervention(sae, Add([0], 1.0), where=Where(positions=(0, 3)), kind_names=KINDS)(values, kinds)
+    assert changed.any(-1).nonzero().tolist() == [[0, 2], [1, 0], [1, 3]]
+    for where in (Where(images=(0,)), Where(copies=(0,)), Where(answer=False)):
+        with pytest.raises(ValueError, match="known at the layers of a language model only"):
+            Intervention(sae, Add([0], 1.0), where=where, kind_names=KINDS)(values, kinds)
 
 
 def test_difference_of_means_moves_one_class_onto_the_other():
