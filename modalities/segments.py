@@ -19,7 +19,7 @@ from modalities.data.view import view
 from modalities.several import Several
 
 How = Literal["mean", "max"]
-By = Literal["sample", "sentence", "region"]
+By = Literal["sample", "caption", "image", "sentence", "region"]
 CONTENT = ("patch", "image", "text")
 """Kinds that are pooled: not class tokens, registers, marks and padding, but where a site has nothing else (pooled vectors)."""
 ENDS = re.compile(r"[.!?…。！？][\"'”’)\]]*\s*$")
@@ -27,7 +27,10 @@ ENDS = re.compile(r"[.!?…。！？][\"'”’)\]]*\s*$")
 
 @dataclass(frozen=True)
 class Pool:
-    """One token a segment in place of all. by: "sample" (the whole image or caption), "sentence" (text), "region" (patches, by mask)."""
+    """One token a segment in place of all. by: "sample" (all its patches and words), "caption" (its words alone), "image" (each of its images),
+
+    "sentence" (text), "region" (patches, by mask).
+    """
 
     how: str
     by: str = "sample"
@@ -35,7 +38,7 @@ class Pool:
     def __post_init__(self) -> None:
         if self.how not in get_args(How) or self.by not in get_args(By):
             raise ValueError(
-                f"pooling is {self.how!r} by {self.by!r}: choose mean or max, by sample, sentence or region."
+                f"pooling is {self.how!r} by {self.by!r}: choose mean or max, by {', '.join(get_args(By))}."
             )
 
     def __call__(self, model: Any, samples: Sequence[Any], batch: Batch, site: str, found: Activations) -> Activations:
@@ -48,8 +51,10 @@ class Pool:
             segments = torch.stack(
                 [regions(sample, found, site, model.provenance["preprocessing"]) for sample in samples]
             )
+        elif self.by == "image":
+            segments = images(model, batch, found)
         else:
-            segments = whole(found)
+            segments = whole(found) if self.by == "sample" else of_kinds(found, ("text",))
         return reduced(found, segments.to(found.values.device), self.how)
 
 
@@ -79,6 +84,20 @@ def whole(found: Activations) -> Int[Tensor, "batch tokens"]:
     content = torch.isin(found.kinds, _ids(CONTENT, found))
     content |= ~content.any(1, keepdim=True) & (found.kinds != KINDS.index("pad"))
     return torch.where(content, 0, -1)
+
+
+def of_kinds(found: Activations, kinds: Sequence[str]) -> Int[Tensor, "batch tokens"]:
+    """Segment 0 for each sample's tokens of these kinds; a sample without any has none."""
+    return torch.where(torch.isin(found.kinds, _ids(kinds, found)), 0, -1)
+
+
+def images(model: Any, batch: Batch, found: Activations) -> Int[Tensor, "batch tokens"]:
+    """The number of the image of each image token, where a prompt may have several; else 0."""
+    segments = of_kinds(found, ("patch", "image"))
+    layout = model.layout(batch) if hasattr(model, "layout") else None
+    if layout is None or not torch.equal(layout.kinds.cpu(), found.kinds.cpu()):
+        return segments
+    return torch.where(segments >= 0, layout.image.to(segments.device), -1)
 
 
 def sentences(model: Any, batch: Batch, site: str, found: Activations) -> Int[Tensor, "batch tokens"]:
@@ -118,8 +137,12 @@ def regions(sample: Any, found: Activations, site: str, preprocessing: dict[str,
         raise ValueError(f"sample {sample.key!r} has no mask: regions are of data with masks.")
     if found.grid is None:
         raise ValueError(f"site {site!r} has no grid of patches: regions are of an image's layers.")
-    patches = torch.full((found.kinds.shape[1],), -1)
-    patches[(found.kinds[0] == KINDS.index("patch")).cpu()] = majority(sample.mask, found.grid, preprocessing).flatten()
+    patches, here = torch.full((found.kinds.shape[1],), -1), (found.kinds[0] == KINDS.index("patch")).cpu()
+    if int(here.sum()) != found.grid[0] * found.grid[1]:
+        raise ValueError(
+            f"site {site!r} has not the patches of one image in each sample: regions are of an image's layers."
+        )
+    patches[here] = majority(sample.mask, found.grid, preprocessing).flatten()
     return patches
 
 

@@ -86,8 +86,8 @@ class Extract:
     """Threads that decode, preprocess and tokenise."""
     pool: Literal["none", "mean", "max"] = "none"
     """One row a segment instead of one a token: the mean or the maximum of its patches or words."""
-    segments: Literal["sample", "sentence", "region"] = "sample"
-    """What is pooled: the whole image or caption, each sentence, or each region of the images' masks."""
+    segments: Literal["sample", "caption", "image", "sentence", "region"] = "sample"
+    """What is pooled: all that a sample has; of mixed samples the caption alone, or each image; each sentence; or each region of the images' masks."""
     more: Annotated[dict[str, Model], tyro.conf.Fixed, tyro.conf.Suppress] = field(default_factory=dict)
     """In a YAML file: further models to read in the same pass, by names that stand before their sites, as in clip/image_embedding."""
 

@@ -118,3 +118,29 @@ def test_extraction_pools_samples_sentences_and_regions():
         list(stream(Fake(), Data(None), ["blocks.0"], 2, pool=Pool("mean", "region")))
     with pytest.raises(ValueError, match="choose mean or max, by sample"):
         Pool("sum")
+
+
+def test_of_mixed_samples_the_caption_and_each_image_are_pooled_alone():
+    """Row 0: a mark, two images of two tokens, three words. Row 1: two words."""
+
+    class Mixed:
+        def layout(self, batch):
+            return SimpleNamespace(kinds=of, image=torch.tensor([[-1, 0, 0, 1, 1, -1, -1, -1], [-1] * 8]))
+
+    of = torch.stack([kinds("special", *["image"] * 4, *["text"] * 3), kinds(*["pad"] * 5, "special", *["text"] * 2)])
+    found = Activations(torch.arange(16.0).view(2, 8, 1), of, (1, 2))
+    for by, mean, top in (
+        ("image", [[1.5, 3.5], []], [[2.0, 4.0], []]),
+        ("caption", [[6.0], [14.5]], [[7.0], [15.0]]),
+        ("sample", [[4.0], [14.5]], [[7.0], [15.0]]),
+    ):
+        for how, expected in (("mean", mean), ("max", top)):
+            pooled = Pool(how, by)(Mixed(), [None] * 2, {}, "model.layers.0", found)
+            there = pooled.kinds == KINDS.index("cls")
+            assert [row[mark].flatten().tolist() for row, mark in zip(pooled.values, there, strict=True)] == expected
+    tower = Activations(torch.arange(8.0).view(2, 4, 1), kinds("cls", *["patch"] * 3).repeat(2, 1), (1, 3))
+    assert Pool("mean", "image")(Mixed(), [None] * 2, {}, "tower", tower).values.flatten().tolist() == [2.0, 6.0]
+    sample = Sample("s", "s", mask=Image.new("L", (2, 2)))
+    with pytest.raises(ValueError, match="not the patches of one image in each sample"):
+        Mixed.provenance = {"preprocessing": PLAIN}
+        Pool("mean", "region")(Mixed(), [sample] * 2, {}, "model.layers.0", found)
