@@ -271,7 +271,7 @@ def test_an_intervention_is_given_the_layout_by_the_model(directory):
     texts = ["a red cat", "it", "this photo"]
     bare = modalities.load("llm", directory("llama"), sequence="pack", length=16)
     batch = bare.prepare(texts)
-    assert bare.layout(batch).position.tolist() == [[0, 1, 2, 3], [0, 1, -1, -1], [0, 1, 2, -1]]
+    assert bare.layout(batch).position.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, -1, -1], [0, 1, 2, 3, -1]]
     old = bare.activations(batch, ["model.layers.0"])["model.layers.0"].values
     with bare.edit("model.layers.0", Direction(torch.ones(16), where=Where(positions=(0,)), kind_names=KINDS)):
         new = bare.activations(batch, ["model.layers.0"])["model.layers.0"].values
