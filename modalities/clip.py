@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from modalities.base import KINDS, ActivationModel, Activations, Batch, NotTokens, Tokens
+from modalities.cut import counter, tell_of_cut
 from modalities.dual import IMAGE, NEEDS, TEXT, DualModel, both, sides
 from modalities.images import ImageTokens, filled, pooled
 from modalities.layout import kinds_of
@@ -40,6 +41,7 @@ class ClipModel(ActivationModel):
     ) -> None:
         self._transform = transform
         self.tokenizer = tokenizer
+        self._cut_told = False
         visual: Any = module.visual
         self._image_tokens = ImageTokens(getattr(visual, "trunk", visual))
         places: dict[str, nn.Module] = {IMAGE: visual}
@@ -62,7 +64,9 @@ class ClipModel(ActivationModel):
 
     def texts(self, captions: Sequence[str]) -> Batch:
         """A batch of texts alone: with the "image" of another, what `logits` takes."""
-        return {"text": self.tokenizer(list(captions))}
+        ids = self.tokenizer(list(captions))
+        self._cut_told = self._cut_told or tell_of_cut(captions, ids.shape[1], counter(self.tokenizer))
+        return {"text": ids}
 
     def needs(self, sites: Sequence[str]) -> dict[str, str]:
         """What every sample must have -> the first of the sites that needs it."""

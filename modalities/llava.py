@@ -20,7 +20,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from modalities.base import KINDS, Batch, NotTokens, Tokens
+from modalities.base import KINDS, Activations, Batch, NotTokens, Tokens
 from modalities.causal import N_IMAGES, CausalModel
 from modalities.chat import conversation, defused, joined, render, with_images
 from modalities.image_cells import TILED, fixed_cells, image_cells, next_tiles, place
@@ -188,6 +188,17 @@ class ImageTextModel(CausalModel):
 
     def _tower_of(self, path: str) -> str | None:
         return next((name for name in self._towers if path == name or path.startswith(f"{name}.")), None)
+
+    def activations(self, batch: Batch, sites: Sequence[str]) -> dict[str, Activations]:
+        """As for every model; where no prompt of the batch has an image, a tower's site holds a token of filling for each."""
+        images = any(name.startswith("pixel_values") for name in batch)
+        silent = [] if images else [site for site in sites if site in self._shapes and self._tower_of(site)]
+        found = super().activations(batch, [site for site in sites if site not in silent])
+        weight, n = next(self.module.parameters()), len(batch["input_ids"])
+        for site in silent:
+            values = torch.zeros(n, 1, self._shapes[site][-1], dtype=weight.dtype, device=weight.device)
+            found[site] = Activations(values, filled("pad", values), None)
+        return {site: found[site] for site in sites}
 
     def _passed(self, site: str, tokens: int) -> TokenLayout | None:
         return None if self._tower_of(Site.parse(site).path) else super()._passed(site, tokens)

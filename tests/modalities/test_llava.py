@@ -452,7 +452,7 @@ def test_mistakes(directory, models, tmp_path):
     with pytest.raises(ValueError, match=r"no site 'visual\.transformer\.resblocks\.1'"):
         model.activations(batch, ["visual.transformer.resblocks.1"])
     with pytest.raises(ValueError, match="is never passed for a batch of"):
-        model.activations(model.prepare([NONE]), ["model.multi_modal_projector"])
+        model.activations(model.prepare([NONE]), ["model.multi_modal_projector:input"])
     with pytest.raises(ValueError, match="length is 129: choose 1 to 128"):
         modalities.load("llava", directory("llava"), length=129)
     with pytest.raises(OSError, match=r"cannot load nobody/nothing \(no connection to the hub"):
@@ -510,3 +510,15 @@ def test_a_real_model_uses_the_photo_and_is_read_without_a_trace(fastvlm):
     shuffled = batch | {"pixel_values": batch["pixel_values"].roll(1, 0)}
     assert answer_loss(batch) + 0.2 < answer_loss(shuffled)  # its README: 2.71 against 3.24 on held-out photos
     json.dumps(fastvlm.provenance)
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_where_no_prompt_has_an_image_towers_hold_filling(models, kind):
+    """So that a batch of text alone, among others, leaves no rows at a tower's site, and stops nothing."""
+    model, at = models[kind], "model.language_model.layers.0"
+    tower = next(name for name in model.sites() if name.startswith(("model.vision_tower.", "model.visual.blocks.")))
+    batch = model.prepare([NONE, NONE])
+    found = model.activations(batch, [tower, at])
+    assert names(found[tower].kinds) == [["pad"], ["pad"]] and not found[tower].values.any()
+    assert found[tower].values.shape[-1] == model.activations(model.prepare(SAMPLES), [tower])[tower].values.shape[-1]
+    assert torch.equal(found[at].values, model.activations(batch, [at])[at].values)
