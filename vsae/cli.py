@@ -100,9 +100,10 @@ def usage() -> str:
 def train_type(arguments: list[str]) -> type[Any]:
     """The train job with the options of the recipe that the command line or the config file names."""
     from vsae import config
-    from vsae.recipes import JOINED, RECIPES
+    from vsae.recipes import FIXED, JOINED, RECIPES
 
-    recipes, given = RECIPES | JOINED, list(arguments)
+    recipes: dict[str, type] = {**RECIPES, **JOINED, **FIXED}
+    given = list(arguments)
     path, name = config.take_option(given, "--config"), config.take_option(given, "--recipe")
     name = name or (config.read_yaml(path).get("recipe") if path else None) or jobs.Train.recipe
     if name not in recipes:
@@ -115,7 +116,7 @@ def extract(job: jobs.Extract) -> "ActivationStore":
     from modalities.base import KINDS
     from vsae.activations.together import Team, write_together
     from vsae.files import write_json
-    from vsae.reading import LOCATION, identities, pooling, reading
+    from vsae.reading import LOCATION, identities, pooling, reading, sites
 
     model, data, chunks = reading(job)
     team = Team.of_launch()
@@ -123,7 +124,7 @@ def extract(job: jobs.Extract) -> "ActivationStore":
         **identities(model),
         **pooling(job),
         "data": data.identity(),
-        "sites": list(job.sites),
+        "sites": sites(job),
         "batch": job.batch_size,
     }
     store = write_together(

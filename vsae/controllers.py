@@ -20,3 +20,7 @@ class Controller(nn.Module, ABC):
 
         Most steps should not make the host wait for the device.
         """
+
+    def factors(self) -> dict[str, Tensor]:
+        """What the coefficients of some of the objective's terms are to be multiplied by in the next step, by the terms' names."""
+        return {}

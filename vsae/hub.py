@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from vsae import about, interop
 from vsae.run import RUN, SAELENS, SELF_CHECK, WEIGHTS, Run
 from vsae.sae import SAE
+from vsae.tables import ATOMS
 
 CARD = Path(__file__).with_name("card.md")
 
@@ -57,7 +58,7 @@ def push(
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
     folder = f"{subfolder}/" if subfolder else ""
-    files = [run.path / name for name in (WEIGHTS, SELF_CHECK, RUN, SAELENS)]
+    files = [run.path / name for name in (WEIGHTS, SELF_CHECK, RUN, SAELENS, ATOMS)]
     operations = [CommitOperationAdd(f"{folder}{file.name}", file) for file in files if file.is_file()]
     operations.append(CommitOperationAdd(f"{folder}README.md", card(run, repo_id, subfolder).encode()))
     api.create_commit(repo_id, operations, commit_message=message)

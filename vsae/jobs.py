@@ -88,6 +88,11 @@ class Extract:
     """One row a segment instead of one a token: the mean or the maximum of its patches or words."""
     segments: Literal["sample", "caption", "image", "sentence", "region"] = "sample"
     """What is pooled: all that a sample has; of mixed samples the caption alone, or each image; each sentence; or each region of the images' masks."""
+    gradient: Literal["none", "logit", "contrastive", "next_token"] = "none"
+    """Also write, as SITE:gradient, the gradient of this scalar at each site, for recipe gradient_topk. logit: of the predicted class.
+    contrastive: InfoNCE of a batch's images and captions. next_token: the language model's loss."""
+    gradient_class: int | None = None
+    """Take the gradient of this class's logit in place of the predicted one's."""
     more: Annotated[dict[str, Model], tyro.conf.Fixed, tyro.conf.Suppress] = field(default_factory=dict)
     """In a YAML file: further models to read in the same pass, by names that stand before their sites, as in clip/image_embedding."""
 

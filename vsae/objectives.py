@@ -15,7 +15,7 @@ AuxK: Gao et al. 2024 (2406.04093), appendix A.2, with k_aux = min(512, d_model 
 scale is dictionary_learning's choice (the paper divides by the residual's energy); they differ where the residual has a mean.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -93,8 +93,10 @@ class Objective:
         rows: Float[Tensor, "batch columns"],
         dead: Int[Tensor, "n_dead"] | None = None,
         progress: float = 1.0,
+        factors: Mapping[str, Tensor] | None = None,
     ) -> Loss:
         """`dead`: latents that did not fire for long, which AuxK revives; None or empty for none. `progress`: share of the budget that is done.
+        `factors`: what coefficients are multiplied by, by the terms' names; 1 where there is none.
 
         Shapes are all it looks at, so nothing here waits for the device.
         """
@@ -107,7 +109,7 @@ class Objective:
         for name, weighted in self.terms.items():
             if weighted.coefficient:
                 found[name] = weighted.term(seen)
-                total = total + weighted.at(progress) * found[name]
+                total = total + weighted.at(progress) * (factors or {}).get(name, 1.0) * found[name]
         return Loss(total, {name: term.detach() for name, term in found.items()}, output, target)
 
 

@@ -21,20 +21,25 @@ def reading(job: jobs.Extract) -> tuple[Any, Any, Callable[..., Iterator[Any]]]:
     """Model, dataset, and its chunks from a batch on (of every so many-th batch). The sites are checked before anything is written."""
     from modalities.data import open_dataset
     from modalities.extract import stream
+    from modalities.gradients import Gradients
     from modalities.segments import Pool
     from modalities.several import Several
 
     data, model = open_dataset(job.data), load_model(job.model)
     if job.more:
         model = Several({"": model} | {name: load_model(spec) for name, spec in job.more.items()})
-    for site in job.sites:
+    if job.gradient != "none":
+        if job.pool != "none":
+            raise ValueError("a gradient belongs to one token: extract it without --pool.")
+        model = Gradients(model, job.gradient, job.gradient_class)
+    for site in sites(job):
         with model.edit(site, lambda values, kinds: values):
             pass  # placing and removing a hook refuses a name that is no site
 
     pool = None if job.pool == "none" else Pool(job.pool, job.segments)
 
     def chunks(start: int, step: int = 1) -> Iterator[Any]:
-        return stream(model, data, job.sites, job.batch_size, start, workers=job.workers, step=step, pool=pool)
+        return stream(model, data, sites(job), job.batch_size, start, workers=job.workers, step=step, pool=pool)
 
     return model, data, chunks
 
@@ -66,9 +71,18 @@ def identities(model: Any) -> dict[str, Any]:
     return {"model": model.provenances[""], "more": {name: of for name, of in model.provenances.items() if name}}
 
 
+def sites(job: jobs.Extract) -> list[str]:
+    """What the job's store holds: its sites, each with its gradient behind it where that is wanted."""
+    if job.gradient == "none":
+        return list(job.sites)
+    return [name for site in job.sites for name in (site, f"{site}:gradient")]
+
+
 def pooling(job: jobs.Extract) -> dict[str, Any]:
-    """How the tokens are pooled, for requests and fingerprints; nothing where they are not."""
-    return {} if job.pool == "none" else {"pool": {"how": job.pool, "by": job.segments}}
+    """How the tokens are pooled, and what gradients are of, for requests and fingerprints; nothing where neither is."""
+    pooled = {} if job.pool == "none" else {"pool": {"how": job.pool, "by": job.segments}}
+    of = {"scalar": job.gradient} | ({} if job.gradient_class is None else {"class": job.gradient_class})
+    return pooled | ({} if job.gradient == "none" else {"gradient": of})
 
 
 def streamed(job: Any) -> "Source":

@@ -75,16 +75,19 @@ class Run:
         return self.meta["fingerprint"]
 
     def side(self, number: int) -> "Run":
-        """The run of one modality of a paired one, 0 or 1. Raises ValueError for a run that needs all of its sites at once."""
+        """The run of one modality of a paired one, 0 or 1, or of the activations that were read with gradients, 0. Raises ValueError for a run that needs all of its sites at once."""
+        from vsae.gradient import GradientSAE
         from vsae.paired import view
 
-        if self.sae.capabilities.modalities == 1:
+        with_gradients = isinstance(self.sae, GradientSAE) and number == 0
+        if self.sae.capabilities.modalities == 1 and not with_gradients:
             raise ValueError(
                 f"{self.path} reads {self.fingerprint['site']} at once, row by row: this job is for SAEs of one site."
             )
         whole = {name: value for name, value in self.fingerprint.items() if name not in ("joined", "columns")}
         about = self.meta | {"fingerprint": whole | self.fingerprint["joined"][number]}
-        return Run(self.path, view(self.sae, number), about)
+        alone = self.sae.plain() if isinstance(self.sae, GradientSAE) else view(self.sae, number)
+        return Run(self.path, alone, about)
 
 
 def save_run(path: Path, sae: SAE, rows: Float[Tensor, "rows d_model"], meta: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-import vsae.fixed
 import vsae.recipes  # noqa: F401 (defines the parts that files name)
 from vsae.dictionaries import Dictionary, Free
 from vsae.encoders import Encoder, Linear

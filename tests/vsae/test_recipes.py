@@ -36,7 +36,7 @@ PLANTED = {
 }
 LIMITS = {"groupmax": (0.05, 0.3), "jumprelu": (0.15, 0.2)}
 """Dead share and NMSE of those that miss 0.05 and 0.2, as seen and rounded up: two true atoms in one group cannot both speak; JumpReLU has no AuxK."""
-RATES = {"mp": 5e-4, "omp": 5e-4, "jumprelu": 7e-5}
+RATES = {"mp": 5e-4, "omp": 5e-4, "jumprelu": 7e-5, "sae_v": 5e-5}
 
 
 def planted(seed=1000, rows=50_000):

@@ -109,8 +109,14 @@ class SiteReader:
             found |= {"model": others[name], "preprocessing": others[name].get("preprocessing", {})}
             path = own
         request = manifest["job"]["request"]
-        pooled = {"pool": request["pool"]} if "pool" in request else {}
-        return found | pooled | {"site": path, "side": self.entry["side"], "store": self.store.digest}
+        said = [
+            name for name in ("pool", "gradient") if name in request and (name == "pool" or path.endswith(":gradient"))
+        ]
+        return (
+            found
+            | {name: request[name] for name in said}
+            | {"site": path, "side": self.entry["side"], "store": self.store.digest}
+        )
 
     def stats(self, kinds: Sequence[str] | None = None) -> Moments:
         """Moments of all rows of these kinds (None: all but padding), from the manifest: no row is read."""

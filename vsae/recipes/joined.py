@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vsae import gradient
 from vsae.dictionaries import Dictionary, Free
 from vsae.encoders import Linear
 from vsae.objectives import Objective
 from vsae.paired import PairedDistance, TwoDecoders
 from vsae.recipes.base import Recipe, random_atoms
 from vsae.sae import SAE
+from vsae.sparsifiers import Sparsifier
 from vsae.transcoder import Transcoder
 
 
@@ -98,6 +100,39 @@ class TranscoderTopK(Joined):
         encoder = Linear(looks, looks.new_zeros(len(looks)))
         dictionary = Free(atoms, unit_norm=False)
         return Transcoder(encoder, self.sparsifier(), dictionary, b_dec, b_in=b_in, skip=skip).to(sample)
+
+
+@dataclass(frozen=True)
+class GradientTopK(Joined):
+    """TopK whose k latents are chosen by their effect on the model's output, too (g-SAE, 2411.10397); see vsae.gradient. Sites: A+A:gradient.
+
+    s = u + beta u |D g|, k largest, values u. beta and the units of g are ours: report how results change with it. AuxK as for TopK.
+    """
+
+    name: ClassVar[str] = "gradient_topk"
+
+    k: int = 32
+    """Latents that may speak for one token."""
+
+    beta: float = 1.0
+    """How much a latent's effect counts beside its activation, both in units of the data's root mean square; 0 is TopK."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise ValueError(f"beta is {self.beta}: choose 0 or more.")
+
+    def sparsifier(self) -> Sparsifier:
+        return gradient.GradientTopK(self.k, self.beta)
+
+    def build(self, sample: Float[Tensor, "rows columns"], mean: Float[Tensor, "columns"], seed: int) -> SAE:
+        d_model, other = self.widths(sample)
+        if d_model != other:
+            raise ValueError(
+                f"the two sites are {d_model} and {other} wide: {self.name} reads a site and its gradient, as in --site A+A:gradient."
+            )
+        plain = super().build(sample[:, :d_model], mean[:d_model], seed)
+        return gradient.GradientSAE(plain.encoder, plain.sparsifier, plain.dictionary, plain.b_dec).to(sample)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from vsae import sparsifiers
 from vsae.controllers import Controller
+from vsae.dictionaries import Free
 from vsae.objectives import L0, Objective, Weighted, gate_l1, gate_mse, l1
-from vsae.recipes.base import START_ROWS, Recipe
+from vsae.recipes.base import START_ROWS, Recipe, random_atoms
 from vsae.resampling import Resample
 from vsae.sae import SAE
+from vsae.targets import TargetL0
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,53 @@ class ReLU(Recipe):
     l1_warmup: float = 0.0
     """Share of the budget over which the penalty rises from 0."""
 
+    target_l0: float | None = None
+    """How many latents are to speak for a token: the penalty's weight follows (vsae.targets). Left out (none): as few as it says."""
+
     resample_every: int = 0
     """Steps between resamplings of dead latents (vsae.resampling); Bricken et al. took 25,000. 0: never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_l0 is not None:
+            checked(self.target_l0, self.l1_coefficient)
 
     def sparsifier(self) -> sparsifiers.Sparsifier:
         return sparsifiers.ReLU()
 
     def controllers(self) -> list[Controller]:
-        return [Resample(self.resample_every)] if self.resample_every else []
+        found: list[Controller] = [Resample(self.resample_every)] if self.resample_every else []
+        return found + ([TargetL0("l1", self.target_l0)] if self.target_l0 else [])
 
     def objective(self) -> Objective:
         penalty = {"l1": Weighted(l1, self.l1_coefficient, self.l1_warmup)}
         return Objective(penalty | super().objective().terms)
+
+
+@dataclass(frozen=True)
+class SAEV(ReLU):
+    """One SAE for the image and text tokens of a multimodal language model, ReLU and L1 scaled by free atoms' norms (SAE-V, 2502.17514).
+
+    Train it on a site of mixed samples, kinds image and text; evals.cross_modal then weighs its latents and `vsae eval filtering` scores samples by them.
+    The authors' penalty is lambda = 5 against the squared error of rows with E|x| = sqrt(d_model), which here is lambda / sqrt(d_model): the default is
+    that of d_model = 4096. They start W_enc at W_dec^T with atoms of norm 0.1; ours start with atoms of norm 1 and the encoder's best scale.
+    """
+
+    name: ClassVar[str] = "sae_v"
+
+    l1_coefficient: float = 5 / 64
+    """Weight of the sparsity penalty: the authors' 5 / sqrt(d_model)."""
+
+    l1_warmup: float = 0.05
+    """Share of the budget over which the penalty rises from 0."""
+
+    def dictionary(self, sample: Float[Tensor, "rows d_model"], mean: Float[Tensor, "d_model"], seed: int) -> Free:
+        return Free(random_atoms(self.n_latents, sample, seed), unit_norm=False)
+
+    @property
+    def suggested_lr(self) -> float:
+        """The authors'."""
+        return 5e-5
 
 
 @dataclass(frozen=True)
@@ -189,6 +226,17 @@ class Gated(Recipe):
     frozen_coefficient: float = 1.0
     """Weight of what the gate alone reconstructs; the paper's is 1."""
 
+    target_l0: float | None = None
+    """How many latents are to speak for a token: the penalty's weight follows (vsae.targets). Left out (none): as few as it says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_l0 is not None:
+            checked(self.target_l0, self.l1_coefficient)
+
+    def controllers(self) -> list[Controller]:
+        return [TargetL0("gate_l1", self.target_l0)] if self.target_l0 else []
+
     def sparsifier(self) -> sparsifiers.Sparsifier:
         return sparsifiers.Gated(torch.zeros(self.n_latents), torch.zeros(self.n_latents))
 
@@ -200,4 +248,12 @@ class Gated(Recipe):
         return Objective(terms | super().objective().terms)
 
 
-RECIPES: tuple[type[Recipe], ...] = (ReLU, TopK, AbsTopK, BatchTopK, GroupMax, JumpReLU, Gated)
+def checked(target_l0: float, coefficient: float) -> None:
+    """Raises ValueError with a sentence for a target that cannot be steered to."""
+    if not target_l0 > 0:
+        raise ValueError(f"target_l0 is {target_l0}: choose more than 0.")
+    if not coefficient:
+        raise ValueError("target_l0 steers the penalty, and l1_coefficient is 0: choose more, to start from.")
+
+
+RECIPES: tuple[type[Recipe], ...] = (ReLU, SAEV, TopK, AbsTopK, BatchTopK, GroupMax, JumpReLU, Gated)

@@ -25,6 +25,7 @@ from vsae.activations import JoinedSource, Source
 from vsae.controllers import Controller
 from vsae.encoders import Linear
 from vsae.files import digest
+from vsae.fitted import Once
 from vsae.objectives import Loss, Objective
 from vsae.ops.rescored import Trust, is_fast
 from vsae.run import SELF_CHECK_ROWS, Run, save_run, versions
@@ -35,6 +36,7 @@ from vsae.training.dead import FiringClock, default_dead_tokens
 from vsae.training.gauge import Gauge
 from vsae.training.heldout import Heldout, measure
 from vsae.training.normalise import Normalisation, normalisation
+from vsae.training.once import fit_once
 from vsae.training.progress import Display
 from vsae.training.schedule import lr_factor
 from vsae.training.state import Training
@@ -60,19 +62,19 @@ class Recipe(Protocol):
 
 def train(
     source: Source,
-    recipe: Recipe,
+    recipe: Recipe | Once,
     out: str | Path,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     val: Source | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train the recipe's SAE on `source` and write the run directory `out`; held-out numbers come from `val`.
+    """Train (or fit) the recipe's SAE on `source` and write the run directory `out`; held-out numbers come from `val`.
 
     The same call goes on where an interrupted one was, and returns a finished run as it is. Raises ValueError when `out` holds another run or is in
     use, FloatingPointError when the loss is not finite or diverges, SystemExit after SIGINT or SIGTERM, a checkpoint having been written.
     """
     out = Path(out)
-    recipe = fitted(recipe, source)
+    recipe = fitted(recipe, source) if isinstance(recipe, Recipe) else recipe
     request = {
         "recipe": {"name": recipe.name, "fields": asdict(recipe)},
         "config": asdict(config),
@@ -82,7 +84,10 @@ def train(
     with guard.claimed(out):
         guard.hold_to(out, request)
         if not (out / "run.json").exists():
-            fit(source, recipe, out, config, val, request, progress)
+            if isinstance(recipe, Once):
+                fit_once(source, recipe, out, config, val, request, progress)
+            else:
+                fit(source, recipe, out, config, val, request, progress)
         return Run.load(out)
 
 
@@ -123,6 +128,7 @@ def fit(
         config.selection == "rescored" or (config.selection == "auto" and is_fast(device))
     ):
         sae.encoder.trust = Trust().to(device)
+    sae.fuse(normalise.shift, normalise.scale)  # what could not be saved is refused before it is trained
     objective = recipe.objective()
     training = Training(
         sae,
@@ -206,7 +212,7 @@ def step(
     """One step on normalised rows; nothing in it waits for the device. `objective`: called as an `Objective` is. `clip`: largest gradient norm, 0 for any. `progress`: share of the budget done."""
     sae = training.sae
     with hardware.autocast():
-        loss = objective(sae, x, training.dead, progress)
+        loss = objective(sae, x, training.dead, progress, training.factors())
     hardware.backward(loss.total)
     sae.project_gradients_()
     grad_norm = hardware.clip_grad_norm_(sae.parameters(), clip or math.inf)

@@ -35,6 +35,10 @@ class Training:
     curve: list[dict[str, Any]] = field(default_factory=list)
     """Held-out measurements so far."""
 
+    def factors(self) -> dict[str, Tensor]:
+        """What the controllers want the objective's coefficients to be multiplied by."""
+        return {name: factor for controller in self.controllers for name, factor in controller.factors().items()}  # type: ignore[operator]
+
     def note(self, loss: Loss, grad_norm: Float[Tensor, ""]) -> None:
         """Count a step. Nothing here waits for the device."""
         rows = len(loss.target)
