@@ -30,7 +30,7 @@ SCALARS = ("logit", "contrastive", "next_token")
 class Gradients:
     """A model as extraction reads it, whose every site has a gradient beside it. Raises ValueError for a scalar the model does not have."""
 
-    def __init__(self, model: ActivationModel, scalar: str, class_index: int | None = None) -> None:
+    def __init__(self, model: Any, scalar: str, class_index: int | None = None) -> None:
         if scalar not in SCALARS:
             raise ValueError(f"there is no scalar {scalar!r} to take gradients of: choose {', '.join(SCALARS)}.")
         if class_index is not None and scalar != "logit":
@@ -45,7 +45,8 @@ class Gradients:
         if not has[scalar]:
             lacking = {"logit": "classifier", "contrastive": "captions to compare with", "next_token": "next token"}
             raise ValueError(f"this model has no {lacking[scalar]}, so it has no {scalar} to take gradients of.")
-        self.model, self.scalar, self.class_index = model, scalar, class_index
+        self.model: Any = model
+        self.scalar, self.class_index = scalar, class_index
         self.provenance = model.provenance
 
     def prepare(self, samples: Sequence[Any]) -> Batch:
@@ -97,7 +98,7 @@ class Gradients:
     def total(self, batch: Batch) -> Tensor:
         """L of the batch, with its graph."""
         if self.scalar == "contrastive":
-            logits = self.model.logits(batch, gradients=True).float()  # type: ignore[attr-defined]
+            logits = self.model.logits(batch, gradients=True).float()
             own = torch.arange(len(logits), device=logits.device)
             return (F.cross_entropy(logits, own, reduction="sum") + F.cross_entropy(logits.T, own, reduction="sum")) / 2
         output = self.model.run(batch, gradients=True)

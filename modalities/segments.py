@@ -18,7 +18,7 @@ from modalities.base import KINDS, Activations, Batch
 from modalities.data.view import view
 from modalities.several import Several
 
-How = Literal["mean", "max"]
+How = Literal["mean", "max", "last"]
 By = Literal["sample", "caption", "image", "sentence", "region"]
 CONTENT = ("patch", "image", "text")
 """Kinds that are pooled: not class tokens, registers, marks and padding, but where a site has nothing else (pooled vectors)."""
@@ -27,9 +27,9 @@ ENDS = re.compile(r"[.!?…。！？][\"'”’)\]]*\s*$")
 
 @dataclass(frozen=True)
 class Pool:
-    """One token a segment in place of all. by: "sample" (all its patches and words), "caption" (its words alone), "image" (each of its images),
+    """One token a segment in place of all. how: "last" is its last token, the boundary of a step of reasoning (RISE, 2512.23988).
 
-    "sentence" (text), "region" (patches, by mask).
+    by: "sample" (all its patches and words), "caption" (its words alone), "image" (each of its images), "sentence" (text), "region" (patches, by mask).
     """
 
     how: str
@@ -38,7 +38,7 @@ class Pool:
     def __post_init__(self) -> None:
         if self.how not in get_args(How) or self.by not in get_args(By):
             raise ValueError(
-                f"pooling is {self.how!r} by {self.by!r}: choose mean or max, by {', '.join(get_args(By))}."
+                f"pooling is {self.how!r} by {self.by!r}: choose mean, max or last, by {', '.join(get_args(By))}."
             )
 
     def __call__(self, model: Any, samples: Sequence[Any], batch: Batch, site: str, found: Activations) -> Activations:
@@ -71,6 +71,10 @@ def reduced(found: Activations, segments: Int[Tensor, "batch tokens"], how: str)
     pooled = values.new_zeros(len(values), n, values.shape[2])
     if how == "mean":
         pooled = pooled.scatter_add(1, wide, values * there[..., None]) / counts.clamp(min=1)[..., None]
+    elif how == "last":
+        place = torch.arange(values.shape[1], device=values.device).expand_as(segments)
+        last = torch.zeros_like(counts).scatter_reduce(1, index, torch.where(there, place, 0), "amax")
+        pooled = values.gather(1, last[..., None].expand_as(pooled)).masked_fill(counts[..., None] == 0, 0)
     else:
         lowest = values.masked_fill(~there[..., None], -torch.inf)
         pooled = torch.full_like(pooled, -torch.inf).scatter_reduce(1, wide, lowest, "amax")

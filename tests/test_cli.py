@@ -19,6 +19,7 @@ from vsae import cli
 from vsae.activations import ActivationStore
 from vsae.recipes import RECIPES
 from vsae.run import Run
+from vsae.tables import read_origins
 
 MODEL = shlex.split("--model.family vision --model.name vit_tiny_patch16_224 --model.no-pretrained --model.img-size 64")
 TRAINING = shlex.split("--sae.n-latents 64 --sae.k 4 --training.tokens 6000 --training.batch-size 256")
@@ -178,6 +179,50 @@ def test_a_stream_trains_without_a_store(home, tmp_path):
     assert meta["training"]["tokens"] >= 6000 and meta["fingerprint"]["store"] is None
     cli.main(["eval", "reconstruction", str(tmp_path / "run"), str(home / "store")])
     assert json.loads((tmp_path / "run/eval/reconstruction/result.json").read_text())["value"] < 1
+
+
+def test_gradients_are_extracted_beside_the_activations_and_trained_on(home, tmp_path, capsys):
+    store, run = tmp_path / "store", tmp_path / "run"
+    asked = extract(home)[:-2] + ["--out", str(store), "--gradient", "logit"]
+    cli.main([word if word != "blocks.2:input" else "blocks.2" for word in asked])
+    held = ActivationStore.open(store)
+    assert set(held.sites) == {f"blocks.{i}{end}" for i in (1, 2) for end in ("", ":gradient")}
+    assert held.site("blocks.1:gradient").fingerprint["gradient"] == {"scalar": "logit"}
+    assert "gradient" not in held.site("blocks.1").fingerprint
+    where = ["--store", str(store), "--site", "blocks.1+blocks.1:gradient", "--out", str(run)]
+    cli.main(["train", *where, *shlex.split("--recipe gradient_topk --kinds patch --val-share 0.3"), *TRAINING])
+    cli.main(["eval", "reconstruction", str(run), str(store)])
+    result = json.loads((run / "eval/reconstruction/result.json").read_text())
+    assert 0 < result["value"] < 1
+    error = fails(capsys, *asked, "--pool", "mean", "--out", tmp_path / "other")
+    assert "without --pool" in error
+
+
+def test_atoms_that_are_patches_say_which(home, tmp_path):
+    run = tmp_path / "run"
+    where = ["--store", str(home / "store"), "--site", "blocks.1", "--out", str(run), "--kinds", "patch"]
+    cli.main(
+        [
+            "train",
+            *where,
+            "--recipe",
+            "itda",
+            "--sae.tau",
+            "0.001",
+            "--sae.n-latents",
+            "64",
+            "--training.tracker",
+            "none",
+        ]
+    )
+    site = ActivationStore.open(home / "store").site("blocks.1")
+    atoms, origins = Run.load(run).sae.atoms, read_origins(run)
+    assert len(atoms) == len(origins) == 64
+    key, position = origins[40]
+    rows = site.gather(np.arange(site.n_rows))
+    here = (rows.samples == site.keys.index(key)) & (rows.positions == position)
+    row = rows.values[here].float()
+    torch.testing.assert_close(atoms[40], row[0] / row.norm())
 
 
 def test_a_wrong_site_lists_the_nearest_and_writes_nothing(home, tmp_path, capsys):

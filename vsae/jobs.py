@@ -84,8 +84,8 @@ class Extract:
     """Stop when more than this share of the samples cannot be read."""
     workers: int = 2
     """Threads that decode, preprocess and tokenise."""
-    pool: Literal["none", "mean", "max"] = "none"
-    """One row a segment instead of one a token: the mean or the maximum of its patches or words."""
+    pool: Literal["none", "mean", "max", "last"] = "none"
+    """One row a segment instead of one a token: the mean or the maximum of its patches or words, or the last of them."""
     segments: Literal["sample", "caption", "image", "sentence", "region"] = "sample"
     """What is pooled: all that a sample has; of mixed samples the caption alone, or each image; each sentence; or each region of the images' masks."""
     gradient: Literal["none", "logit", "contrastive", "next_token"] = "none"

@@ -21,6 +21,8 @@ from transformers import (
 
 import modalities
 from modalities.base import KINDS
+from modalities.dual import IMAGE, TEXT
+from modalities.gradients import Gradients
 
 SIZES = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = SIZES | {"image_size": 32, "patch_size": 8}
@@ -224,3 +226,24 @@ def test_mistakes_get_one_sentence(saved, tmp_path):
     assert "\n" not in str(error.value)
     model = modalities.load("clip", saved("siglip"), pretrained=False, seed=3)
     assert model.provenance["seed"] == 3 and not model.provenance["pretrained"]
+
+
+def test_gradients_of_the_contrastive_loss_are_the_bare_models(pair):
+    kind, model, bare = pair
+    batch = model.prepare(samples("a cat", "a dog sits here"))
+    reader = Gradients(model, "contrastive")
+    sites = [IMAGE, f"{IMAGE}:gradient", f"{TEXT}:gradient"]
+    assert reader.needs(sites) == {"image": IMAGE, "caption": IMAGE}
+    found = reader.activations(batch, sites)
+    image_side, text_side = (model.activations(batch, [site])[site].values[:, 0] for site in (IMAGE, TEXT))
+    assert torch.equal(found[IMAGE].values[:, 0], image_side)
+    v, t = (side.clone().requires_grad_() for side in (image_side, text_side))
+    logits = (
+        bare.logit_scale.exp() * torch.nn.functional.normalize(t, dim=1) @ torch.nn.functional.normalize(v, dim=1).T
+    )
+    logits = logits.T + (bare.logit_bias if kind == "siglip" else 0)
+    own = torch.arange(2)
+    cross = torch.nn.functional.cross_entropy
+    ((cross(logits, own, reduction="sum") + cross(logits.T, own, reduction="sum")) / 2).backward()
+    torch.testing.assert_close(found[f"{IMAGE}:gradient"].values[:, 0], v.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[f"{TEXT}:gradient"].values[:, 0], t.grad, rtol=1e-3, atol=1e-5)

@@ -11,6 +11,7 @@ import modalities
 from modalities.base import KINDS
 from modalities.causal import loss_by_kind, next_token_loss
 from modalities.data import Sample, open_dataset
+from modalities.gradients import Gradients
 from vsae.interventions import Direction, Where
 
 TEXTS = ["a red cat", "what is this ? a dog sits here .", "it"]
@@ -322,6 +323,21 @@ def test_loss_is_the_librarys_and_is_told_by_kind(model):
     assert {name: one.tokens for name, one in by.items()} == {"all": 8, "text": 7, "special": 1}
     by_hand = -torch.log_softmax(logits[0, 3], -1)[3]
     assert by["special"].mean == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_gradients_of_the_loss_are_its_slopes_and_padding_has_none(model):
+    batch = model.prepare(TEXTS)
+    site = f"{layers(model)}.0"
+    found = Gradients(model, "next_token").activations(batch, [site, f"{site}:gradient"])
+    g, kinds = found[f"{site}:gradient"].values, found[site].kinds
+    assert torch.equal(found[site].values, model.activations(batch, [site])[site].values)
+    assert (g[kinds == KINDS.index("pad")] == 0).all() and (g[kinds == KINDS.index("text")] != 0).any()
+    direction, totals = torch.randn_like(g), []
+    for sign in (1, -1):
+        with model.edit(site, lambda values, kinds, sign=sign: values + sign * 1e-3 * direction):
+            totals.append(next_token_loss(model.run(batch).logits, batch).nansum())
+    there = (kinds != KINDS.index("pad"))[:, :, None]
+    torch.testing.assert_close((totals[0] - totals[1]) / 2e-3, (g * direction * there).sum(), rtol=2e-2, atol=1e-3)
 
 
 def test_a_sure_model_loses_nothing_and_padding_is_not_counted():

@@ -50,6 +50,9 @@ def test_pooling_by_hand():
         [1, 0, 5],
         [0, 4, 0],
     ]
+    assert reduced(found, segments, "last").values[..., 0].tolist() == [[1, 0, 5], [0, 4, 0]]
+    falling = reduced(found._replace(values=-values), torch.tensor([[0, 1, 0, 1], [-1, -1, -1, -1]]), "last")
+    assert falling.values[..., 0].tolist() == [[-3, -5], [0, 0]]
     assert torch.equal(mean.kinds, torch.stack([kinds("cls", "pad", "cls"), kinds("pad", "cls", "pad")]))
     vector = Activations(values[:, :1], torch.stack([kinds("cls")] * 2), None)
     assert torch.equal(reduced(vector, whole(vector), "max").values, vector.values)
@@ -116,7 +119,7 @@ def test_extraction_pools_samples_sentences_and_regions():
         pooled("blocks.0", "mean", "sentence")
     with pytest.raises(ValueError, match="sample '0' has no mask"):
         list(stream(Fake(), Data(None), ["blocks.0"], 2, pool=Pool("mean", "region")))
-    with pytest.raises(ValueError, match="choose mean or max, by sample"):
+    with pytest.raises(ValueError, match="choose mean, max or last, by sample"):
         Pool("sum")
 
 

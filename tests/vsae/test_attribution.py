@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vsae.attribution import head_contributions, head_weights
+from vsae.attribution import head_contributions, head_weights, source_contributions
 from vsae.sae import SAE
 from vsae.sparsifiers import TopK
 
@@ -38,3 +38,21 @@ def test_a_latent_of_one_head_is_all_that_heads():
 def test_heads_that_do_not_divide_the_dimensions_are_refused(heads):
     with pytest.raises(ValueError, match=f"12 dimensions cannot be cut into {heads} heads"):
         head_weights(random_sae(), heads)
+
+
+def test_tokens_parts_add_up_to_the_heads_and_are_the_slow_sum():
+    heads, tokens, size, n = 3, 5, 4, 10
+    sae = SAE.from_weights(torch.randn(12, n), torch.randn(n), torch.randn(n, 12), torch.randn(12), TopK(2))
+    pattern, values = torch.rand(heads, tokens, tokens).softmax(2), torch.randn(heads, tokens, size)
+    x = (pattern @ values).transpose(0, 1).reshape(tokens, 12)
+    indices = sae.encode(x).indices
+    found = source_contributions(sae, pattern, values, indices)
+    by_head = head_contributions(sae, x, indices, heads)
+    offset = torch.einsum("hd,hdn->hn", sae.b_dec.view(heads, size), sae.W_enc.view(heads, size, n))
+    torch.testing.assert_close(found.sum(3), by_head + offset.T[indices], rtol=1e-4, atol=1e-4)
+    t, slot, h, s = 3, 1, 2, 4
+    j = int(indices[t, slot])
+    slow = sum(float(pattern[h, t, s] * values[h, s, i] * sae.W_enc[h * size + i, j]) for i in range(size))
+    assert float(found[t, slot, h, s]) == pytest.approx(slow, rel=1e-4)
+    with pytest.raises(ValueError, match="3 heads of 2"):
+        source_contributions(sae, pattern, values[:, :, :2], indices)

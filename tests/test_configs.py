@@ -1,0 +1,36 @@
+"""Every YAML in configs/ is a job of today, and every recipe has one to begin with."""
+
+from pathlib import Path
+
+import pytest
+
+from vsae import jobs
+from vsae.cli import train_type
+from vsae.config import from_mapping, read_yaml
+from vsae.recipes import FIXED, JOINED, RECIPES
+
+FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_is_what_a_command_takes(path):
+    content = read_yaml(path)
+    job = jobs.Extract if "model" in content else train_type(["--config", str(path)])
+    made = from_mapping(job, content, path.name)
+    if job is not jobs.Extract:
+        assert made.recipe == made.sae.name and (made.store is None) != (made.stream is None)
+        joined = made.recipe in JOINED
+        assert joined == ("+" in (made.site or "")), "recipes on joined rows need two sites, and only they"
+
+
+def test_every_recipe_has_one():
+    named = {read_yaml(path).get("recipe") for path in FILES}
+    assert not {*RECIPES, *JOINED, *FIXED} - named
+
+
+def test_commands_in_them_name_files_that_are_there():
+    known = {path.name for path in FILES}
+    for path in FILES:
+        for word in path.read_text().split():
+            if word.startswith("configs/"):
+                assert word.removeprefix("configs/") in known, f"{path.name} speaks of {word}"
