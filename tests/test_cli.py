@@ -183,7 +183,7 @@ def test_a_stream_trains_without_a_store(home, tmp_path):
 
 def test_gradients_are_extracted_beside_the_activations_and_trained_on(home, tmp_path, capsys):
     store, run = tmp_path / "store", tmp_path / "run"
-    asked = extract(home)[:-2] + ["--out", str(store), "--gradient", "logit"]
+    asked = [*extract(home)[:-2], "--out", str(store), "--gradient", "logit"]
     cli.main([word if word != "blocks.2:input" else "blocks.2" for word in asked])
     held = ActivationStore.open(store)
     assert set(held.sites) == {f"blocks.{i}{end}" for i in (1, 2) for end in ("", ":gradient")}
