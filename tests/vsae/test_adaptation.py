@@ -158,7 +158,7 @@ def test_a_penalty_is_multiplied_by_what_the_controller_says():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: GBA(8), "groups is 10, but n_latents is 8"),
+        (lambda: GBA(groups=0), "groups is 0"),
         (lambda: GBA(lowest_frequency=0.5), "frequencies run from 0.1 to 0.5"),
         (lambda: GBA(adapt_rate=0.0), "adapt_rate 0.0"),
         (lambda: ReLU(target_l0=0.0), "target_l0 is 0.0"),

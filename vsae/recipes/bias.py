@@ -29,7 +29,7 @@ class GBA(Recipe):
     """Weight of the auxiliary loss that revives dead latents, which the controller does already; 0 switches it off."""
 
     groups: int = 10
-    """Groups of latents, each with a frequency of its own."""
+    """Groups of latents, each with a frequency of its own; as many as latents where those are fewer."""
 
     highest_frequency: float = 0.1
     """Share of the tokens in which a latent of the first group may fire."""
@@ -48,10 +48,8 @@ class GBA(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.groups <= self.n_latents:
-            raise ValueError(
-                f"groups is {self.groups}, but n_latents is {self.n_latents}: choose 1 <= groups <= {self.n_latents}."
-            )
+        if self.groups < 1:
+            raise ValueError(f"groups is {self.groups}: choose 1 or more.")
         if not 0 < self.lowest_frequency <= self.highest_frequency <= 1:
             raise ValueError(
                 f"frequencies run from {self.highest_frequency} to {self.lowest_frequency}: choose falling ones in (0, 1]."
@@ -67,17 +65,19 @@ class GBA(Recipe):
     def encoder(self, dictionary: Dictionary, sample: Float[Tensor, "rows d_model"], seed: int) -> Encoder:
         return Gained(sample.new_ones(self.n_latents))
 
+    @property
+    def n_groups(self) -> int:
+        return min(self.groups, self.n_latents)
+
     def build(self, sample: Float[Tensor, "rows d_model"], mean: Float[Tensor, "d_model"], seed: int) -> SAE:
-        frequencies = targets(self.groups, self.highest_frequency, self.lowest_frequency)
-        return adapted(
-            super().build(sample, mean, seed), sample[:START_ROWS], frequencies[group_of(self.n_latents, self.groups)]
-        )
+        of_group = targets(self.n_groups, self.highest_frequency, self.lowest_frequency)
+        frequencies = of_group[group_of(self.n_latents, self.n_groups)]
+        return adapted(super().build(sample, mean, seed), sample[:START_ROWS], frequencies)
 
     def controllers(self) -> list[Controller]:
         frequencies = self.highest_frequency, self.lowest_frequency
-        return [
-            GroupBias(self.n_latents, self.groups, *frequencies, self.adapt_every, self.adapt_rate, self.silent_below)
-        ]
+        rule = self.adapt_every, self.adapt_rate, self.silent_below
+        return [GroupBias(self.n_latents, self.n_groups, *frequencies, *rule)]
 
 
 RECIPES: tuple[type[Recipe], ...] = (GBA,)
