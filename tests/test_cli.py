@@ -194,6 +194,7 @@ def test_gradients_are_extracted_beside_the_activations_and_trained_on(home, tmp
     cli.main(["eval", "reconstruction", str(run), str(store)])
     result = json.loads((run / "eval/reconstruction/result.json").read_text())
     assert 0 < result["value"] < 1
+    capsys.readouterr()
     error = fails(capsys, *asked, "--pool", "mean", "--out", tmp_path / "other")
     assert "without --pool" in error
 
