@@ -75,9 +75,17 @@ class GBA(Recipe):
         return adapted(super().build(sample, mean, seed), sample[:START_ROWS], frequencies)
 
     def controllers(self) -> list[Controller]:
-        frequencies = self.highest_frequency, self.lowest_frequency
-        rule = self.adapt_every, self.adapt_rate, self.silent_below
-        return [GroupBias(self.n_latents, self.n_groups, *frequencies, *rule)]
+        return [
+            GroupBias(
+                self.n_latents,
+                self.n_groups,
+                self.highest_frequency,
+                self.lowest_frequency,
+                self.adapt_every,
+                self.adapt_rate,
+                self.silent_below,
+            )
+        ]
 
 
 RECIPES: tuple[type[Recipe], ...] = (GBA,)
