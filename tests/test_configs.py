@@ -1,10 +1,11 @@
 """Every YAML in configs/ is a job of today, and every recipe has one to begin with."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from vsae import jobs
+from vsae import audit_jobs, jobs
 from vsae.cli import train_type
 from vsae.config import from_mapping, read_yaml
 from vsae.recipes import FIXED, JOINED, RECIPES
@@ -15,9 +16,11 @@ FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_is_what_a_command_takes(path):
     content = read_yaml(path)
-    job = jobs.Extract if "model" in content else train_type(["--config", str(path)])
+    command = re.search(r"vsae (audit|filter|extract|train) --config", path.read_text())
+    named = {"audit": audit_jobs.Audit, "filter": audit_jobs.Filter}.get(command[1] if command else "")
+    job = named or (jobs.Extract if "model" in content else train_type(["--config", str(path)]))
     made = from_mapping(job, content, path.name)
-    if job is not jobs.Extract:
+    if named is None and job is not jobs.Extract:
         assert made.recipe == made.sae.name and (made.store is None) != (made.stream is None)
         joined = made.recipe in JOINED
         assert joined == ("+" in (made.site or "")), "recipes on joined rows need two sites, and only they"
