@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse import csc_array
 from scipy.stats import t as student
 from torch import Tensor
 
 from evals import baselines
 from evals.attributes import Attributes
+from evals.labelled import beside
 from evals.pooling import BothSigns, Pool, pool
 from evals.reconstruction import Codec
 from evals.recovery import HEADLINE, MIN_POSITIVES, THRESHOLDS, Labelled, Recovery, difference, recover, shuffled
@@ -101,18 +101,9 @@ def evaluate(
         nonlocal unlabelled
         batches = track(site.sequential(batch_size, Select(kinds, part)), what, -(-site.n_rows // batch_size))
         pooled = pool(codec, batches, how, dense=isinstance(codec, Directions))
-        rows = table.rows_of([site.keys[at] for at in pooled.samples.tolist()], pooled.positions)
-        known = np.flatnonzero(rows >= 0)
-        if not len(known):
-            raise ValueError(
-                f"the table of attributes knows none of the {len(rows):,} samples of {site.store.path}, whose first key is "
-                f"{site.keys[0]!r}: its keys must be the store's."
-            )
-        unlabelled = max(unlabelled, len(rows) - len(known))
-        scores = (
-            pooled.scores[known] if isinstance(pooled.scores, np.ndarray) else csc_array(pooled.scores.tocsr()[known])
-        )
-        return Labelled(scores, csc_array(table.truth[rows[known]]), pooled.samples[known])
+        found, unknown = beside(pooled, site, table)
+        unlabelled = max(unlabelled, unknown)
+        return found
 
     def measured(name: str, splits: tuple[Labelled, Labelled], run: Run | None = None) -> Method:
         found = recover(*splits, table.names, resamples=resamples, seed=seed, min_positives=min_positives)

@@ -1,0 +1,279 @@
+"""`vsae eval stability` and `vsae eval geometry`: what runs' dictionaries are like, beside untrained and random ones."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.table import Table
+from torch import Tensor
+
+from evals.attributes import Attributes
+from evals.figures import ACCENT, QUIET, save
+from evals.geometry import Shape, Together, largest_cosines, plausibility, random_atoms, shape, together
+from evals.identifiability import Identifiability, identify
+from evals.labelled import labelled
+from evals.matching import match, unit
+from evals.pooling import BothSigns, Pool
+from evals.recovery_runs import parts
+from evals.result import Result, write_result
+from evals.stability import Stability, stability
+from vsae.activations import Select, StoreSource, fingerprint
+from vsae.activations.store import SiteReader
+from vsae.recipes import RECIPES
+from vsae.run import Run
+from vsae.sae import require
+from vsae.training.config import TrainConfig
+from vsae.training.normalise import normalisation
+
+Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class StableRuns:
+    """Stability of runs, and what as many random directions would have."""
+
+    found: Stability
+    random: float
+    """Hungarian cosine of two dictionaries of random directions."""
+    cosines: tuple[float, ...]
+    """Of the first two runs' paired atoms, ascending."""
+    untrained: tuple[float, ...]
+    """The same of two untrained ones."""
+
+
+def stability_of(runs: Sequence[Run], site: SiteReader, out: Path, *, seed: int = 0) -> StableRuns:
+    """Compare runs of one recipe on one site; write result.json and stability.png to `out`.
+
+    Untrained dictionaries are built as each run's was, from the same store, each with a seed of its own, which draws its anchors and starting rows anew.
+    Raises ValueError for fewer than two runs, and for runs of different recipes.
+    """
+    if len(runs) < 2:
+        raise ValueError(f"{len(runs)} run was given: stability compares two or more, trained with other seeds.")
+    for run in runs:
+        fingerprint.check(run.fingerprint, site.fingerprint)
+        require(run.sae, linear_decoder=True, for_="stability")
+        if run.meta["recipe"] != runs[0].meta["recipe"]:
+            raise ValueError(
+                f"{run.path} and {runs[0].path} are of different recipes: stability is between seeds of one."
+            )
+    seeds = [run.meta["config"]["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"the runs' seeds are {', '.join(map(str, seeds))}: train them with different ones (--training.seed)."
+        )
+    signed = runs[0].sae.capabilities.signed
+    untrained = [untrained_atoms(run, site) for run in runs]
+    trained = [run.sae.atoms.detach() for run in runs]
+    n, d = trained[0].shape
+    found = stability(trained, untrained, signed)
+    random = match(random_atoms(n, d, seed), random_atoms(n, d, seed + 1), signed).matched
+    pairs = [sorted(match(each[0], each[1], signed).cosines.tolist()) for each in (trained, untrained)]
+    whole = StableRuns(found, random, tuple(pairs[0]), tuple(pairs[1]))
+    write_result(
+        out,
+        Result(
+            metric="stability: matched cosine between runs",
+            value=found.stability.value,
+            floor=found.stability.floor,
+            interval=found.stability.interval,
+            n={"runs": len(runs), "pairs": found.pairs, "latents": n},
+            seeds={f"training, {run.path.name}": of for run, of in zip(runs, seeds, strict=True)}
+            | {"random directions": seed},
+            splits={},
+            normalisation=runs[0].fingerprint["normalisation"]["mode"],
+            token_kinds=list(runs[0].fingerprint["select"]["kinds"] or site.kind_names),
+            fingerprint={"saes": [run.fingerprint for run in runs], "store": site.fingerprint},
+            details=whole,
+        ),
+    )
+    draw_stability(whole, out / "stability.png")
+    return whole
+
+
+def untrained_atoms(run: Run, site: SiteReader) -> Float[Tensor, "n d_model"]:
+    """Atoms of the run's recipe before the first step, in the units of x, built from this store with the run's seed. Raises ValueError for another recipe."""
+    about, config = run.meta["recipe"], TrainConfig(**run.meta["config"])
+    if about["name"] not in RECIPES:
+        raise ValueError(
+            f"{run.path} is of recipe {about['name']!r}, which is not built from one site's rows: stability needs one that is."
+        )
+    known = {field.name: field for field in dataclasses.fields(RECIPES[about["name"]])}
+    fields: dict[str, Any] = {
+        name: tuple(of) if isinstance(of, list) else of for name, of in about["fields"].items() if name in known
+    }
+    recipe = RECIPES[about["name"]](**fields)
+    trained = run.fingerprint["select"]
+    part = tuple(trained["part"]) if run.fingerprint["store"] == site.fingerprint["store"] else (0.0, 1.0)
+    source = StoreSource(site, Select(tuple(trained["kinds"]) if trained["kinds"] else None, part))
+    moments = source.moments()
+    normal = normalisation(config.normalise, moments)
+    sample = normal(source.sample_rows(config.init_rows, config.seed))
+    sae = recipe.build(sample, normal(moments.mean.float()[None])[0], config.seed)
+    return (sae.atoms * normal.scale).detach()
+
+
+def stability_table(found: StableRuns) -> Table:
+    shown = Table("matched cosine", "untrained", "random directions", "excess", "unmatched mean", "pairs")
+    each = found.found
+    low_high = each.stability.interval
+    spread = f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+    shown.add_row(
+        f"{each.stability.value:.3f}{spread}",
+        f"{each.stability.floor:.3f}",
+        f"{found.random:.3f}",
+        "-" if each.excess is None else f"{each.excess:.3f}",
+        f"{each.unmatched:.3f}",
+        str(each.pairs),
+    )
+    shown.title = "Stability across seeds"
+    if each.shared_start:
+        shown.caption = (
+            "These runs share their start: untrained, they are the same dictionary already, so the number says nothing."
+        )
+    return shown
+
+
+def draw_stability(found: StableRuns, path: Path) -> Path:
+    def on(axes: Any) -> None:
+        for name, values, color in (("trained", found.cosines, ACCENT), ("untrained", found.untrained, QUIET)):
+            axes.plot([at / max(len(values) - 1, 1) for at in range(len(values))], values, color=color, label=name)
+        axes.axhline(found.random, color=QUIET, lw=1, ls="--")
+        axes.text(0.01, found.random, "random directions, mean", color=QUIET, va="bottom", fontsize=8)
+        axes.set(xlabel="share of atoms", ylabel="cosine to the atom paired with it", ylim=(None, 1.02))
+        axes.legend(frameon=False)
+
+    return save(on, path)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A run's dictionary, and as many random directions, by the same measures."""
+
+    shape: Shape
+    random_shape: Shape
+    together: Together
+    random_together: Together
+    """The run's codes with random atoms: connectivity is the codes' own."""
+    plausibility: float | None
+    random_plausibility: float | None
+    data_plausibility: float | None
+    """Of as many rows of the data: being directions of the data is worth this much."""
+    identifiability: Identifiability | None
+
+
+def geometry_of(
+    run: Run,
+    site: SiteReader,
+    out: Path,
+    *,
+    directions: Float[Tensor, "some d_model"] | None = None,
+    attributes: Attributes | None = None,
+    rows: int = 65_536,
+    pooling: Pool = "max",
+    resamples: int = 200,
+    seed: int = 0,
+    batch_size: int = 4096,
+    track: Track = lambda items, what, n: items,
+) -> Geometry:
+    """Measure a run's dictionary and codes; write result.json and geometry.png to `out`.
+
+    directions: such as a classifier's rows, for plausibility. attributes: objects that samples have, for identifiability. Raises ValueError.
+    """
+    fingerprint.check(run.fingerprint, site.fingerprint)
+    require(run.sae, linear_decoder=True, for_="geometry")
+    trained = run.fingerprint["select"]["kinds"]
+    kinds = tuple(trained) if trained else None
+    selection, report = parts([run], site, site, None, None)[1:]
+    source = StoreSource(site, Select(kinds, report))
+    sample = source.sample_rows(rows, seed)
+    atoms = run.sae.atoms.detach()
+    random = random_atoms(atoms.shape[0], atoms.shape[1], seed)
+
+    def codes(what: str) -> Iterable[Any]:
+        batches = site.sequential(batch_size, Select(kinds, report))
+        for batch in track(batches, what, -(-source.n_rows // batch_size)):
+            with torch.inference_mode():
+                yield run.sae.encode(batch.values.to(atoms))
+
+    if directions is not None and directions.shape[1] != atoms.shape[1]:
+        raise ValueError(
+            f"the directions have {directions.shape[1]} dimensions and the atoms {atoms.shape[1]}: give those of this site."
+        )
+    identified = None
+    if attributes is not None:
+        codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+        select, told = (
+            labelled(codec, site, attributes, Select(kinds, part), pooling, batch_size, track)
+            for part in (selection, report)
+        )
+        identified = identify(select, told, attributes.names, resamples=resamples, seed=seed)
+    found = Geometry(
+        shape(atoms, sample),
+        shape(random, sample),
+        together(codes("codes"), atoms),
+        together(codes("codes, random atoms"), random),
+        None if directions is None else plausibility(directions, atoms),
+        None if directions is None else plausibility(directions, random),
+        None if directions is None else plausibility(directions, source.sample_rows(len(atoms), seed + 1)),
+        identified,
+    )
+    write_result(
+        out,
+        Result(
+            metric="stable rank",
+            value=found.shape.stable_rank,
+            floor=found.random_shape.stable_rank,
+            interval=None,
+            n={"latents": len(atoms), "rows": found.together.rows, "rows compared with atoms": len(sample)},
+            seeds={"random directions, rows and bootstrap": seed},
+            splits={"selection": Select(kinds, selection).describe(), "report": Select(kinds, report).describe()},
+            normalisation=run.fingerprint["normalisation"]["mode"],
+            token_kinds=list(kinds or site.kind_names),
+            fingerprint={"sae": run.fingerprint, "store": site.fingerprint},
+            details=found,
+        ),
+    )
+    draw_geometry(atoms, random, out / "geometry.png")
+    return found
+
+
+def geometry_table(found: Geometry) -> Table:
+    shown = Table("measure", "dictionary", "random directions")
+    for name in ("stable_rank", "effective_rank", "coherence"):
+        shown.add_row(
+            name.replace("_", " "), f"{getattr(found.shape, name):.3f}", f"{getattr(found.random_shape, name):.3f}"
+        )
+    for r, value in found.shape.babel.items():
+        shown.add_row(f"Babel({r})", f"{value:.3f}", f"{found.random_shape.babel[r]:.3f}")
+    if found.shape.ood is not None and found.random_shape.ood is not None:
+        shown.add_row("OOD of atoms", f"{found.shape.ood:.3f}", f"{found.random_shape.ood:.3f}")
+    shown.add_row("connectivity", f"{found.together.connectivity:.4f}", "(the codes' own)")
+    shown.add_row("interference", f"{found.together.interference:.4g}", f"{found.random_together.interference:.4g}")
+    if found.plausibility is not None:
+        shown.add_row(
+            "plausibility",
+            f"{found.plausibility:.3f}",
+            f"{found.random_plausibility:.3f} (rows of the data {found.data_plausibility:.3f})",
+        )
+    if found.identifiability is not None:
+        each = found.identifiability.accuracy
+        shown.add_row("identifiability", f"{each.value:.3f}", f"{each.floor:.3f} (a code that never changes)")
+    shown.title = "Geometry of the dictionary"
+    return shown
+
+
+def draw_geometry(atoms: Float[Tensor, "n d_model"], random: Float[Tensor, "n d_model"], path: Path) -> Path:
+    """Each atom's largest |cosine| to another, ascending."""
+
+    def on(axes: Any) -> None:
+        for name, each, color in (("dictionary", atoms, ACCENT), ("random directions", random, QUIET)):
+            near = sorted(largest_cosines(unit(each), 1)[:, 0].tolist())
+            axes.plot([at / max(len(near) - 1, 1) for at in range(len(near))], near, color=color, label=name)
+        axes.set(xlabel="share of atoms", ylabel="largest |cosine| to another atom", ylim=(0, 1.02))
+        axes.legend(frameon=False)
+
+    return save(on, path)
