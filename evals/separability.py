@@ -1,0 +1,126 @@
+"""How apart a latent keeps the concepts: Jensen-Shannon distance of its class-conditional activations, and suppression by posterior (2508.15094; spec A14).
+
+    JSD_j = H(sum_c P_jc / C) - sum_c H(P_jc) / C          P_jc: histogram of z_j among samples of class c, on bins all classes share; zero has its own bin
+    separability_j = sqrt(JSD_j / log C)                    0: the same for every class, 1: every class has bins of its own
+    floor                                                   the same after the labels have been permuted: few samples look separate by chance
+
+    APP        z_j <- z_j (1 - P(c | z_j))                  P(c | z_j) by Bayes from the same histograms and the classes' shares
+    masking    z_j <- 0 for the `top` latents that fire most more often among class c than among the others
+
+The paper's abstract is all that was read: the normaliser log C, the bins and the exact posterior are ours.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int, Int64
+
+from evals.pooling import Scores
+
+BINS = 16
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Class-conditional activations of every latent; bin 0 is zero itself."""
+
+    density: Float[np.ndarray, "n_latents classes bins"]
+    """P(bin | class), summing to 1 over bins."""
+    edges: Float[np.ndarray, "n_latents inner"]
+    """Upper edges of the bins but zero's and the last; NaN-free, equal where a latent is dead."""
+    share: Float[np.ndarray, "classes"]
+    """Of the samples."""
+
+    def posterior(
+        self, codes: Float[np.ndarray, "rows n_latents"], concept: int
+    ) -> Float[np.ndarray, "rows n_latents"]:
+        """P(concept | z_j) of every entry; the share of the class in a bin that no sample fell in."""
+        joint = self.density[:, concept] * self.share[concept]
+        total = np.einsum("ncb,c->nb", self.density, self.share)
+        table = np.where(total > 0, joint / np.where(total > 0, total, 1), self.share[concept])
+        return table[np.arange(codes.shape[1]), binned(codes, self.edges)]
+
+
+def histograms(codes: Scores, labels: Int[np.ndarray, "samples"], classes: int, bins: int = BINS) -> Histograms:
+    """Of the codes of labelled samples; bins have equal numbers of the non-zero values. Raises ValueError for a class without a sample."""
+    counts = np.bincount(labels, minlength=classes)
+    if empty := np.flatnonzero(counts == 0).tolist():
+        raise ValueError(f"classes {empty} have no sample: drop them, or give samples of them.")
+    density, edges = [], []
+    for start in range(0, codes.shape[1], CHUNK):
+        some = dense(codes, start)
+        inner = quantiles(some, bins)
+        place = binned(some, inner)
+        found = np.zeros((some.shape[1], classes, bins + 1))
+        for latent in range(some.shape[1]):
+            np.add.at(found[latent], (labels, place[:, latent]), 1)
+        density.append(found / counts[None, :, None])
+        edges.append(inner)
+    return Histograms(np.concatenate(density), np.concatenate(edges), counts / counts.sum())
+
+
+def dense(codes: Scores, start: int) -> Float[np.ndarray, "rows some"]:
+    some = codes[:, start : start + CHUNK]
+    return (some if isinstance(some, np.ndarray) else some.toarray()).astype(np.float64)
+
+
+def quantiles(codes: Float[np.ndarray, "rows n"], bins: int) -> Float[np.ndarray, "n inner"]:
+    """The inner quantiles of each column's non-zero values; zeros for a dead one."""
+    found = np.zeros((codes.shape[1], bins - 1))
+    at = np.arange(1, bins) / bins
+    for column in range(codes.shape[1]):
+        values = codes[codes[:, column] != 0, column]
+        if len(values):
+            found[column] = np.quantile(values, at)
+    return found
+
+
+def binned(codes: Float[np.ndarray, "rows n"], edges: Float[np.ndarray, "n inner"]) -> Int64[np.ndarray, "rows n"]:
+    """Bin of each entry: 0 for zero, else 1 + the number of edges below it."""
+    place = np.empty(codes.shape, np.int64)
+    for column in range(codes.shape[1]):
+        place[:, column] = 1 + np.searchsorted(edges[column], codes[:, column], "left")
+    return np.where(codes == 0, 0, place)
+
+
+def separability(found: Histograms) -> Float[np.ndarray, "n_latents"]:
+    """sqrt(JSD / log C) of every latent; 0 for a dead one."""
+    mixture = found.density.mean(1)
+    jsd = entropy(mixture) - entropy(found.density).mean(1)
+    return np.sqrt(np.clip(jsd / np.log(found.density.shape[1]), 0, 1))
+
+
+def entropy(p: Float[np.ndarray, "*n bins"]) -> Float[np.ndarray, "*n"]:
+    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+
+
+def suppressed(
+    codes: Float[np.ndarray, "rows n_latents"], found: Histograms, concept: int
+) -> Float[np.ndarray, "rows n_latents"]:
+    """APP: every activation scaled by how little it speaks for the concept."""
+    return codes * (1 - found.posterior(codes, concept))
+
+
+def masked(
+    codes: Float[np.ndarray, "rows n_latents"], found: Histograms, concept: int, top: int
+) -> Float[np.ndarray, "rows n_latents"]:
+    """The `top` latents that speak most for the concept silenced; ones that never fire do not speak."""
+    return silenced(codes, speakers(found, concept)[:top])
+
+
+def speakers(found: Histograms, concept: int) -> Int64[np.ndarray, "n_latents"]:
+    """Latents by P(concept fires) - P(others fire), largest first."""
+    fires = 1 - found.density[:, :, 0]
+    others = (fires * found.share).sum(1) - fires[:, concept] * found.share[concept]
+    return np.argsort(-(fires[:, concept] - others / max(1 - found.share[concept], 1e-12)), kind="stable").astype(
+        np.int64
+    )
+
+
+def silenced(
+    codes: Float[np.ndarray, "rows n_latents"], latents: Int[np.ndarray, "some"]
+) -> Float[np.ndarray, "rows n_latents"]:
+    new = codes.copy()
+    new[:, latents] = 0
+    return new
