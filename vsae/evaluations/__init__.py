@@ -16,6 +16,26 @@ EVALUATIONS = {
         "quality",
         "which known attributes single latents stand for, beside random directions, neurons and PCA; --all: every recipe on planted features",
     ),
+    "faithfulness": (
+        "models",
+        "how much of the model's own answers survives an SAE's reconstruction, beside PCA, mean and zero ablation",
+    ),
+    "dark_matter": (
+        "dictionaries",
+        "how much of what an SAE leaves out is linear in the activations, beside shuffled errors",
+    ),
+    "stability": ("dictionaries", "whether other seeds find the same atoms, beside untrained dictionaries"),
+    "geometry": ("dictionaries", "ranks, coherence and co-firing of a dictionary, beside random directions"),
+    "monosemanticity": (
+        "dictionaries",
+        "how alike the images are that a latent likes, by another encoder, beside raw neurons",
+    ),
+    "modality": ("dictionaries", "which latents image and text share, beside pairs exchanged at random"),
+    "probing": ("labels", "what a few latents know of attributes, beside neurons, dense probes, PCA and kNN"),
+    "separability": ("labels", "how apart latents keep classes, and what suppressing one costs, beside neurons"),
+    "erasure": ("labels", "whether latents take one concept out and leave the others, beside random latents"),
+    "supervised": ("labels", "how near an SAE comes to a dictionary that knows the attributes"),
+    "ontology": ("labels", "how deep in a taxonomy latents stand, beside neurons and permuted labels"),
     "ood": ("audits", "which images are out of distribution, by codes and by the dense features they must beat"),
     "blindspots": (
         "audits",
