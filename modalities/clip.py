@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from modalities.base import KINDS, ActivationModel, Activations, Batch, NotTokens, Tokens
-from modalities.cut import counter, tell_of_cut
+from modalities.cut import TellOfCut
 from modalities.dual import IMAGE, NEEDS, TEXT, DualModel, both, sides
 from modalities.images import ImageTokens, filled, pooled
 from modalities.layout import kinds_of
@@ -41,7 +41,7 @@ class ClipModel(ActivationModel):
     ) -> None:
         self._transform = transform
         self.tokenizer = tokenizer
-        self._cut_told = False
+        self._tell_of_cut = TellOfCut(tokenizer)
         visual: Any = module.visual
         self._image_tokens = ImageTokens(getattr(visual, "trunk", visual))
         places: dict[str, nn.Module] = {IMAGE: visual}
@@ -65,7 +65,7 @@ class ClipModel(ActivationModel):
     def texts(self, captions: Sequence[str]) -> Batch:
         """A batch of texts alone: with the "image" of another, what `logits` takes."""
         ids = self.tokenizer(list(captions))
-        self._cut_told = self._cut_told or tell_of_cut(captions, ids.shape[1], counter(self.tokenizer))
+        self._tell_of_cut(captions, ids.shape[1])
         return {"text": ids}
 
     def needs(self, sites: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from modalities.base import ActivationModel, Activations, Batch, NotTokens, Tokens
-from modalities.cut import counter, tell_of_cut
+from modalities.cut import TellOfCut
 from modalities.images import pooled
 from modalities.layout import kinds_of
 from modalities.loading import loading, local_dir, placed, provenance, read_config
@@ -58,7 +58,7 @@ class TextEncoders(ActivationModel):
     ) -> None:
         self.reading = reading
         self.tokenizers = {name: encoder.tokenizer for name, encoder in reading.encoders.items()}
-        self._cut_told = False
+        self._tell_of_cut = {name: TellOfCut(tokenizer) for name, tokenizer in self.tokenizers.items()}
         self.parts: tuple[str, ...] = (CONDITIONAL,)
         """Whose prompts the equal parts of the rows now passing are; a pipeline sets it."""
         self._library, self._source = library, source
@@ -69,8 +69,8 @@ class TextEncoders(ActivationModel):
         """First captions of samples (or texts), as the pipeline itself tokenises them. Raises ValueError for a sample without one."""
         texts = [caption_of(sample) for sample in samples]
         batch = self._encoded(texts)
-        for name, tokenizer in self.tokenizers.items():
-            self._cut_told = self._cut_told or tell_of_cut(texts, batch[name].shape[1], counter(tokenizer))
+        for name, tell in self._tell_of_cut.items():
+            tell(texts, batch[name].shape[1])
         return batch
 
     def forward(self, batch: Batch) -> Any:

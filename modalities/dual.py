@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modalities.base import ActivationModel, Activations, Batch, NotTokens, Tokens
-from modalities.cut import counter, tell_of_cut
+from modalities.cut import TellOfCut
 from modalities.images import ImageTokens, image_of, pooled
 from modalities.layout import kinds_of
 from modalities.loading import config_commit, loading, local_dir, placed, provenance
@@ -33,7 +33,7 @@ class DualModel(ActivationModel):
     def __init__(self, module: nn.Module, provenance: dict[str, Any], processor: Any, tokenizer: Any) -> None:
         inner: Any = module
         self.processor, self.tokenizer = processor, tokenizer
-        self._cut_told = False
+        self._tell_of_cut = TellOfCut(tokenizer)
         self.length = inner.config.text_config.max_position_embeddings
         self._masked = inner.config.model_type == "clip"
         self._image_tokens = ImageTokens(inner.vision_model)
@@ -104,7 +104,7 @@ class DualModel(ActivationModel):
         made = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
-        self._cut_told = self._cut_told or tell_of_cut(captions, self.length, counter(self.tokenizer))
+        self._tell_of_cut(captions, self.length)
         # SigLIP was trained to see its padding
         masked = self._masked and "attention_mask" in made
         return {"text": made["input_ids"]} | ({"attention_mask": made["attention_mask"]} if masked else {})

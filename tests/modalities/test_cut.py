@@ -7,25 +7,41 @@ import pytest
 
 import modalities
 from modalities import microworld
-from modalities.cut import counter, tell_of_cut
+from modalities.cut import TellOfCut
 
 
-def test_the_first_text_that_is_too_long_is_named():
-    count = lambda text: len(text.split()) + 2  # noqa: E731
-    with pytest.warns(UserWarning, match=r"more than 5 tokens.*the first has 6 and begins 'one two three four'"):
-        assert tell_of_cut(["a", "one two three", "one two three four", "a b c d e f g"], 5, count)
+class Words:
+    """A tokenizer that counts words and two marks, and remembers its last settings, as transformers' do."""
+
+    def __init__(self):
+        self.truncation = True
+
+    def __call__(self, text, truncation, verbose):
+        self.truncation = truncation
+        return {"input_ids": [0, *text.split(), 0]}
+
+
+def test_the_first_text_that_is_too_long_is_named_and_the_tokenizer_left_alone():
+    tokenizer = Words()
+    tell = TellOfCut(tokenizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not tell_of_cut(["a", "one two three"], 5, count)
+        tell(["a", "one two three"], 5)
+    with pytest.warns(UserWarning, match=r"more than 5 tokens.*the first has 6 and begins 'one two three four'"):
+        tell(["a", "one two three", "one two three four", "a b c d e f g"], 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tell(["one two three four"], 5)
+    assert tokenizer.truncation
 
 
 def test_open_clips_own_tokenizer_is_counted_with_its_marks():
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    count = counter(tokenizer)
+    tell = TellOfCut(tokenizer)
     for text in ("a cat", "a photo of two dogs, running!", "z" * 40):
         ids = tokenizer([text])[0]
-        assert count(text) == int((ids != 0).sum())
-    assert count("cat " * 100) == 102
+        assert tell.count(text) == int((ids != 0).sum())
+    assert tell.count("cat " * 100) == 102
 
 
 @pytest.mark.parametrize("name", ["clip", "diffusion"])
