@@ -27,11 +27,13 @@ from ..scenes import Scenes, World, draw
 from ..tables import table
 from . import vae as codec
 from .clip import CONFIG
+from .clip import load as load_clip
 from .common import HELD_OUT_SEED, TRAIN_SEED, device, fit, halve, pixels, weights_dir
 from .teacher import Teacher
 from .tokens import clip_tokenizer, save_clip_tokenizer
 
 CLOSE, STEPS, BATCH, LR = 3500, 4700, 48, 2e-3
+MORE_LR = 1e-3
 SCENES = 30_000
 WORLD = World(counts=(0.8, 0.2))
 UNCONDITIONAL, DECAY = 0.1, 0.998
@@ -137,10 +139,16 @@ def train(
     steps: int = STEPS,
     batch: int = BATCH,
     n: int = SCENES,
+    painter: Painter | None = None,
+    lr: float = LR,
 ) -> tuple[Painter, float]:
-    """The trained text encoder and UNet, and the minutes it took. Another `world` makes a generator with other habits, blindspots among them."""
-    torch.manual_seed(4)
-    painter = Painter(clip).to(device())
+    """The trained text encoder and UNet, and the minutes it took. Another `world` makes a generator with other habits, blindspots among them.
+
+    painter: go on with this one in place of a new one, as if STEPS steps had been done: whole scenes only.
+    """
+    first = 0 if painter is None else STEPS
+    torch.manual_seed(4 + first)
+    painter = (painter or Painter(clip)).to(device())
     average = copy.deepcopy(painter).eval().requires_grad_(False)
     facts, latents, covered = scenes_encoded(vae, world, n)
     alphas = scheduler().alphas_cumprod.to(device())
@@ -151,8 +159,8 @@ def train(
         keep = min(DECAY, (1 + step) / (10 + step))
         for slow, fast in zip(average.parameters(), painter.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - keep)
-        rng = np.random.default_rng([TRAIN_SEED + 3, step])
-        if step < close:
+        rng = np.random.default_rng([TRAIN_SEED + 3, first + step])
+        if first + step < close:
             rows = rng.choice(alone, batch)
             views = [near(facts[row]["objects"][0], rng) for row in rows]
         else:
@@ -173,8 +181,16 @@ def train(
         return (weight * (v.float() - (a * e - s * z)).square()).mean()
 
     matrices = [p for name, p in painter.named_parameters() if p.ndim == 2 and "embedding" not in name]
-    minutes = fit("diffusion", painter, loss, steps, LR, weight_decay=0.01, matrices=matrices)
+    minutes = fit("diffusion", painter, loss, steps, lr, weight_decay=0.01, matrices=matrices)
     return average, minutes
+
+
+def painter_of(pipe: Any) -> Painter:
+    """What a pipeline paints with, to train it further."""
+    painter = Painter(load_clip().state_dict())
+    painter.text_encoder.load_state_dict(pipe.text_encoder.float().state_dict())
+    painter.unet.load_state_dict(pipe.unet.float().state_dict())
+    return painter
 
 
 def pipeline(painter: Painter, vae: Any) -> Any:
