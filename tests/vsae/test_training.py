@@ -172,7 +172,7 @@ def test_latents_that_never_fire_are_given_to_the_objective_and_counted(data, tm
     def objective(self):
         inner = TopK(n_latents=64, k=K, auxk_coefficient=0.0)
 
-        def call(sae, x, dead, progress):
+        def call(sae, x, dead, progress, factors=None):
             seen.append(dead.tolist())
             return original(inner)(sae, x, dead)
 
@@ -275,7 +275,7 @@ def breaking(monkeypatch, at, how):
     def objective(self):
         inner = original(self)
 
-        def call(sae, x, dead, progress):
+        def call(sae, x, dead, progress, factors=None):
             calls.append(1)
             loss = inner(sae, x, dead)
             return how(loss) if len(calls) >= at else loss
