@@ -125,6 +125,11 @@ class Alignment:
     precision_matched: float
     iou: float
     positives: int
+    weight: float
+    bias: float
+    """The class's score is weight * z + bias."""
+    threshold: float
+    """What is above it is said to be of the class; minus infinity: everything."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,8 @@ def align(
                 names[c],
                 latent,
                 float(probes.loss[latent, column]),
-                w * before + b,
-                w * z + b,
+                (float(w), float(b)),
+                before,
                 z,
                 c,
                 fit_labels,
@@ -196,16 +201,17 @@ def measured(
     name: str,
     latent: int,
     fit_loss: float,
-    fit_score: Float[np.ndarray, "fit"],
-    score: Float[np.ndarray, "report"],
+    line: tuple[float, float],
+    before: Float[np.ndarray, "fit"],
     z: Float[np.ndarray, "report"],
     c: int,
     fit_labels: Int[np.ndarray, "fit"],
     labels: Int[np.ndarray, "report"],
 ) -> Alignment:
-    has, p = labels == c, float((labels == c).mean())
+    weight, bias = line
+    score, has, p = weight * z + bias, labels == c, float((labels == c).mean())
     top = labels[np.argsort(-z, kind="stable")[:TOP]]
-    threshold = best_iou_threshold(fit_score, fit_labels == c)
+    threshold = best_iou_threshold(weight * before + bias, fit_labels == c)
     said = score > threshold
     ap = average_precisions(score[:, None], csc_array(has[:, None]))[0, 0]
     return Alignment(
@@ -220,6 +226,9 @@ def measured(
         precision_matched=float((top == c).mean()),
         iou=float((said & has).sum() / max(1, (said | has).sum())),
         positives=int(has.sum()),
+        weight=weight,
+        bias=bias,
+        threshold=threshold,
     )
 
 

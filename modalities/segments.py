@@ -152,6 +152,14 @@ def regions(sample: Any, found: Activations, site: str, preprocessing: dict[str,
 
 def majority(mask: Image.Image, grid: tuple[int, int], preprocessing: dict[str, Any]) -> Int[Tensor, "rows columns"]:
     """The most frequent class in each cell of the grid; where the crop is larger than the image, there is none (-1)."""
+    kinds, counts = votes(mask, grid, preprocessing)
+    return torch.from_numpy(kinds[counts.argmax(1)].reshape(grid))
+
+
+def votes(
+    mask: Image.Image, grid: tuple[int, int], preprocessing: dict[str, Any]
+) -> tuple[Int[np.ndarray, "kinds"], Int[np.ndarray, "cells kinds"]]:
+    """(classes in ascending order, pixels of each in each cell of the grid), seen through the model's preprocessing; -1 is beside the image."""
     # classes are moved up by one, so that what the crop pads with is told apart
     classes = Image.fromarray(
         np.asarray(mask.convert("I") if mask.mode not in ("L", "P", "I") else mask).astype(np.int32) + 1, "I"
@@ -160,9 +168,9 @@ def majority(mask: Image.Image, grid: tuple[int, int], preprocessing: dict[str, 
     rows, columns = (np.arange(n) * cells // n for n, cells in zip(seen.shape, grid, strict=True))
     cell = (rows[:, None] * grid[1] + columns).ravel()
     kinds, place = np.unique(seen.ravel(), return_inverse=True)
-    votes = np.zeros((grid[0] * grid[1], len(kinds)), np.int64)
-    np.add.at(votes, (cell, place.ravel()), 1)
-    return torch.from_numpy(kinds[votes.argmax(1)].reshape(grid))
+    counts = np.zeros((grid[0] * grid[1], len(kinds)), np.int64)
+    np.add.at(counts, (cell, place.ravel()), 1)
+    return kinds, counts
 
 
 def _ids(kinds: Sequence[str], found: Activations) -> Tensor:

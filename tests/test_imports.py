@@ -13,6 +13,7 @@ ROOF = {
     "vsae/evaluations/dictionaries.py",
     "vsae/evaluations/labels.py",
     "vsae/evaluations/models.py",
+    "vsae/evaluations/masks.py",
     "vsae/evaluations/quality.py",
     "vsae/demo/__init__.py",
     "vsae/demo/page.py",

@@ -36,6 +36,10 @@ EVALUATIONS = {
     "erasure": ("labels", "whether latents take one concept out and leave the others, beside random latents"),
     "supervised": ("labels", "how near an SAE comes to a dictionary that knows the attributes"),
     "ontology": ("labels", "how deep in a taxonomy latents stand, beside neurons and permuted labels"),
+    "segmentation": (
+        "masks",
+        "which latents line up with the classes of segmentation masks, beside neurons, PCA, k-means, semi-NMF and random directions",
+    ),
     "ood": ("audits", "which images are out of distribution, by codes and by the dense features they must beat"),
     "blindspots": (
         "audits",
