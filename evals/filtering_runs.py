@@ -189,10 +189,11 @@ def report(
     out: Path,
     *,
     planted: str,
+    retrained: Any = None,
     resamples: int = 200,
     seed: int = 0,
 ) -> dict[str, Filter]:
-    """Judge every score; write result.json, scores.json (key -> score by name) and filtering.png to `out`."""
+    """Judge every score, beside what models retrained on its choice are worth where that was measured; write result.json, scores.json (key -> score by name) and filtering.png to `out`."""
     found = {name: judge(s, matched, scored.lengths, resamples, seed) for name, s in scored.scores.items()}
     headline = "agreement" if "agreement" in found else "both (code, centred)"
     value = found[headline].auroc
@@ -209,7 +210,7 @@ def report(
             normalisation=run.fingerprint["normalisation"]["mode"],
             token_kinds=sorted(site.entry["moments"]),
             fingerprint={"sae": run.fingerprint, "store": site.fingerprint},
-            details={"scores": found},
+            details={"scores": found, "retrained": retrained},
         ),
     )
     keys = [site.keys[at] for at in scored.rows.tolist()]

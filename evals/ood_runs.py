@@ -6,6 +6,8 @@ that is in distribution and each that is out.
     classes   head     the logits of a classifier file; the training images are grouped by its predictions, classes of fewer than MIN_CLASS left out
               probe    a logistic regression on the features, fitted on the training labels; without labels, on k-means clusters
               nearest  the class (label or cluster) with the nearest profile; MSP, energy and ViM are then left out, as there are no logits
+
+Where images in and out of distribution have labels that the training images have, too, a linear probe on codes is held against one on features (`evals.shift`).
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from evals import ood, ood_dense
+from evals import ood, ood_dense, shift
 from evals.detection import Detection, detection, mean_of
 from evals.ood_shown import Comparison, Score, draw_ood
 from evals.pooling import BothSigns, pooled
@@ -111,7 +113,8 @@ def evaluate(
         batches = track(site.sequential(batch_size, Select(kinds)), what, -(-site.n_rows // batch_size))
         return images(run, site, batches, mean)
 
-    scores, grouped = list[Score](), None
+    scores, grouped, probes = list[Score](), None, list[shift.Probed]()
+    told: dict[str, np.ndarray] | None = None
     for at, run in enumerate(runs):
         fitted = read(run, train, f"{run.path.name}, train")
         if grouped is None:
@@ -120,12 +123,15 @@ def evaluate(
         profiles = ood.class_profiles(fitted.codes[keep], grouped.groups[keep], grouped.n, top)
         on_codes = code_scores(fitted, grouped, profiles, neighbours)
         on_features = dense_scores(fitted, grouped, neighbours) if at == 0 else {}
+        sets = {name: read(run, site, f"{run.path.name}, {name}") for name, site in {"": inside, **outside}.items()}
         tables = {
-            name: {score: of(rows) for score, of in (on_codes | on_features).items()}
-            for name, rows in (
-                (name, read(run, site, f"{run.path.name}, {name}")) for name, site in {"": inside, **outside}.items()
-            )
+            name: {score: of(rows) for score, of in (on_codes | on_features).items()} for name, rows in sets.items()
         }
+        if at == 0 and (dense := carried(fitted, sets, "features", None, None, resamples, seed)):
+            probes.append(dense[0])
+            told = dense[1]
+        if sparse := carried(fitted, sets, "codes", run.path.name, told, resamples, seed):
+            probes.append(sparse[0])
         for score in on_codes | on_features:
             found = {name: detection(tables[""][score], tables[name][score], resamples, seed) for name in outside}
             scores.append(
@@ -141,7 +147,7 @@ def evaluate(
     assert grouped is not None
     scores.sort(key=lambda score: score.run is None)
     comparison = Comparison(
-        tuple(scores), seeds_of(scores), grouped.source, grouped.n, int((grouped.groups >= 0).sum())
+        tuple(scores), seeds_of(scores), grouped.source, grouped.n, int((grouped.groups >= 0).sum()), tuple(probes)
     )
     write_result(out, to_result(comparison, runs, train, inside, outside, kinds, top, neighbours, seed))
     draw_ood(comparison, out / "ood.png")
@@ -177,6 +183,24 @@ def images(run: Run, site: SiteReader, batches: Iterable[Any], mean: torch.Tenso
     labels = tuple(known[at] for at in np.concatenate(samples).tolist())
     relative = errors / np.maximum(spreads, np.finfo(np.float64).tiny)
     return Images(rows, csr_array(vstack(codes, "csr")), errors / tokens, relative, labels)
+
+
+def carried(
+    train: Images,
+    sets: Mapping[str, Images],
+    name: Literal["codes", "features"],
+    run: str | None,
+    beside: Mapping[str, np.ndarray] | None,
+    resamples: int,
+    seed: int,
+) -> tuple[shift.Probed, dict[str, np.ndarray]] | None:
+    """`evals.shift.probed` on codes or features; the set in distribution is called "in"."""
+
+    def rows(of: Images) -> tuple[Any, tuple[str | None, ...]]:
+        return getattr(of, name), of.labels
+
+    named = {at or "in": rows(of) for at, of in sets.items()}
+    return shift.probed(rows(train), named, name, run, beside, resamples, seed)
 
 
 def grouping(train: Images, head: ood_dense.Head | None, by: By, seed: int) -> Classes:
@@ -307,6 +331,7 @@ def to_result(
         details={
             "scores": scores,
             "over_seeds": found.over_seeds,
+            "generalisation": found.probes,
             "classes": {"source": found.classes, "number": found.n_classes},
             "pooling": "mean over tokens",
             "top": top,

@@ -11,6 +11,7 @@ from rich.table import Table
 from evals.detection import MEASURES, Detection
 from evals.figures import QUIET, save
 from evals.result import Estimate
+from evals.shift import Probed
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Comparison:
     classes: str
     n_classes: int
     n_train: int
+    probes: tuple[Probed, ...] = ()
+    """Linear probes under shift, on features and then on codes of each run; none where there are no common labels."""
 
 
 def table(found: Comparison) -> Table:
@@ -57,6 +60,28 @@ def table(found: Comparison) -> Table:
         )
     floors = [f"{getattr(first.mean, measure).floor:.3f}" for measure in MEASURES]
     shown.add_row("floor", *["0.500"] * (len(first.sets) + len(groups)), floors[0], "", *floors[1:])
+    return shown
+
+
+def shift_table(found: Comparison) -> Table:
+    """Accuracy of linear probes in distribution and under shift. `found.probes` is not empty."""
+    first = found.probes[0]
+    shown = Table("probe on", "C", *first.accuracy, *(f"drop, {name}" for name in first.drop))
+    shown.title = "A linear probe, fitted in distribution: accuracy, and codes less features with its 95 % interval"
+
+    def cell(value: Estimate, more: Estimate | None = None) -> str:
+        beside = (
+            f" ({more.value:+.3f}, {more.interval[0]:+.3f} to {more.interval[1]:+.3f})"
+            if more and more.interval
+            else ""
+        )
+        return f"{value.value:.3f}{beside}"
+
+    for each in found.probes:
+        cells = [cell(value, each.more.get(name)) for name, value in each.accuracy.items()]
+        shown.add_row(escape(each.run or each.name), f"{each.strength:g}", *cells, *map(cell, each.drop.values()))
+    floors = [f"{value.floor:.3f}" for value in first.accuracy.values()]
+    shown.add_row("floor", "", *floors, *["0.000"] * len(first.drop))
     return shown
 
 

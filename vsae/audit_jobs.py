@@ -67,6 +67,14 @@ class EvalFiltering:
     """VL-SAE only: instead, give this share of the images another's caption."""
     fit_samples: int = 1000
     """SAE-V: samples that the cross-modal weights are fitted on."""
+    retrain: str | None = None
+    """VL-SAE only: two sites A+B of STORE whose rows two linear projections are retrained from, on what each score keeps, on all and on random pairs."""
+    clean: Path | None = None
+    """Activations of other, matched pairs, for --retrain: what the projections are searched with."""
+    keep: float = 0.7
+    """Share of the pairs that a score keeps, for --retrain."""
+    retrain_seeds: int = 3
+    """Trainings of each, for --retrain."""
     out: Path | None = None
     """Where result.json, scores.json and the figure go: RUN/eval/filtering when left out."""
     resamples: int = 200

@@ -7,8 +7,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from evals.filtering_runs import embedded, mixed, replanted, report, table
+from evals.filtering_runs import Scored, embedded, mixed, replanted, report, table
 from evals.pair_scores import Mixed, Pairs
+from evals.retraining import Training
+from evals.retraining_runs import evaluate
 from vsae.activations import write_store
 from vsae.files import read_json
 from vsae.paired import PairedDistance, TwoDecoders
@@ -33,21 +35,21 @@ class Chunk(NamedTuple):
     activations: dict
 
 
-def store_of(path, sites):
+def store_of(path, sites, prefix="k"):
     """Sites of [N, tokens, D] values with the kinds of their tokens."""
 
     def chunks(start):
         for batch in range(start, N // 50):
             rows = slice(batch * 50, batch * 50 + 50)
             columns = dict.fromkeys(("path", "label", "width", "height")) | {"caption": "some words of it"}
-            samples = [columns | {"key": f"k{i}"} for i in range(rows.start, rows.stop)]
+            samples = [columns | {"key": f"{prefix}{i}"} for i in range(rows.start, rows.stop)]
             found = {
                 name: Tokens(torch.from_numpy(x[rows]).float(), torch.tensor(kinds, dtype=torch.uint8).expand(50, -1))
                 for name, (x, kinds) in sites.items()
             }
             yield Chunk(batch, samples, [], found)
 
-    request = {"model": {"name": "planted", "weights": "abc", "preprocessing": {}}, "data": {"n": N}}
+    request = {"model": {"name": "planted", "weights": "abc", "preprocessing": {}}, "data": {"n": N, "prefix": prefix}}
     return write_store(path, chunks, request, dtype="float32", kind_names=KINDS)
 
 
@@ -150,3 +152,30 @@ def test_replanted_captions_are_never_their_own():
     assert sorted(order.tolist()) == list(range(100)) and (~matched).sum() == 30
     assert (order[matched] == np.flatnonzero(matched)).all()
     assert replanted(100, 0.0, seed=0)[1].all()
+
+
+def test_projections_retrained_on_what_agreement_keeps(tmp_path):
+    """Exchanged captions are dropped by agreement, so that what is kept trains better projections than random pairs; mistakes are sentences."""
+    rng = np.random.default_rng(1)
+    maps = [rng.standard_normal((CONCEPTS, D)) for _ in range(2)]
+    stores = []
+    for name in ("train", "clean"):
+        x = np.abs(rng.standard_normal((N, CONCEPTS))) * (rng.random((N, CONCEPTS)) < 0.3)
+        pair = [(x @ m + 0.1 * rng.standard_normal((N, D)))[:, None] for m in maps]
+        stores.append(store_of(tmp_path / name, {"a": (pair[0], [0]), "b": (pair[1], [1])}, name))
+    matched = replanted(N, 0.4, 0)[1]
+    scored = Scored({"oracle": matched.astype(float), "random score": rng.random(N)}, np.ones(N), np.arange(N))
+    config = Training(width=16, steps=60, batch_size=64, lr=1e-2)
+    options = {"shuffle": 0.4, "share": 0.6, "seeds": (0, 1), "config": config}
+    worth = evaluate(tuple(stores), "a+b", scored, matched, **options)
+    found = {each.name: each for each in worth.found}
+    assert found["oracle"].matched == 1 and found["oracle"].pairs == round(0.6 * N) and worth.clean == N
+    assert found["oracle"].over_random.value > 0.03
+    assert abs(found["all"].matched - 0.6) < 0.01
+    with pytest.raises(ValueError, match="share 300 pairs"):
+        evaluate((stores[0], stores[0]), "a+b", scored, matched, **options)
+    with pytest.raises(ValueError, match="of two sites"):
+        evaluate(tuple(stores), "a", scored, matched, **options)
+    other = Scored(scored.scores, scored.lengths, np.arange(1, N + 1))
+    with pytest.raises(ValueError, match="of other pairs"):
+        evaluate(tuple(stores), "a+b", other, matched, **options)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from evals.ood_dense import Head
 from evals.ood_runs import evaluate, grouping, images, probe
-from evals.ood_shown import table
+from evals.ood_shown import shift_table, table
 from vsae import cli
 from vsae.activations import write_store
 from vsae.files import read_json
@@ -204,3 +204,20 @@ def test_mistakes_are_named(world, tmp_path):
             "probe",
             0,
         )
+
+
+def test_probes_on_codes_are_held_against_probes_on_features(found, tmp_path):
+    """Three classes of disjoint atoms: both tell them everywhere but in `far`, whose atoms have nothing to do with its labels."""
+    comparison, out = found
+    assert [(each.name, each.run) for each in comparison.probes] == [
+        ("features", None),
+        ("codes", "run0"),
+        ("codes", "run1"),
+    ]
+    for each in comparison.probes:
+        assert each.accuracy["in"].value == 1 and each.accuracy["near"].value > 0.95
+        assert each.accuracy["far"].value < 0.6 and each.accuracy["far"].floor < 0.5
+    assert comparison.probes[1].more["in"].value == 0
+    written = read_json(out / "result.json")["details"]["generalisation"]
+    assert written[0]["drop"]["far"]["value"] > 0.4
+    assert shift_table(comparison).row_count == 4

@@ -10,6 +10,8 @@ from vsae.reading import images_of, opened
 
 def ood(job: jobs.EvalOod) -> Path:
     """Measure what tells stores out of distribution from one in it; returns the directory with result.json and the figure."""
+    from rich.console import Console
+
     from evals import ood_dense, ood_runs, ood_shown
     from vsae.activations import ActivationStore
     from vsae.run import RUN, Run
@@ -43,6 +45,8 @@ def ood(job: jobs.EvalOod) -> Path:
         batch_size=job.batch_size,
         track=track,
     )
+    if found.probes:
+        Console().print(ood_shown.shift_table(found))
     return told(ood_shown.table(found), out)
 
 
@@ -82,8 +86,9 @@ def blindspots(job: audit_jobs.EvalBlindspots) -> Path:
 def filtering(job: audit_jobs.EvalFiltering) -> Path:
     """Score pairs and measure the scores on planted mismatches; returns the directory with result.json, scores.json and the figure."""
     import numpy as np
+    from rich.console import Console
 
-    from evals import filtering_runs
+    from evals import filtering_runs, retraining, retraining_runs
     from modalities.data import Sample, open_dataset
     from vsae.activations import ActivationStore
     from vsae.run import Run
@@ -108,8 +113,26 @@ def filtering(job: audit_jobs.EvalFiltering) -> Path:
         wrong = {each.key for each in read if isinstance(each, Sample) and each.extra.get(job.field)}
         matched = np.array([first.keys[at] not in wrong for at in scored.rows.tolist()], bool)
     planted = f"{job.shuffle:.0%} of the captions exchanged" if job.shuffle else f"field {job.field} of the records"
+    retrained = None
+    if job.retrain:
+        if not paired or not job.clean:
+            raise ValueError(
+                "--retrain is for a run on two embeddings, and needs --clean: a store of other, matched pairs."
+            )
+        retrained = retraining_runs.evaluate(
+            (store, ActivationStore.open(job.clean)),
+            job.retrain,
+            scored,
+            matched,
+            shuffle=job.shuffle,
+            share=job.keep,
+            seeds=range(job.retrain_seeds),
+            seed=job.seed,
+            track=track,
+        )
+        Console().print(retraining.table(retrained.found, retrained.clean))
     found = filtering_runs.report(
-        run, first, scored, matched, out, planted=planted, resamples=job.resamples, seed=job.seed
+        run, first, scored, matched, out, planted=planted, retrained=retrained, resamples=job.resamples, seed=job.seed
     )
     return told(filtering_runs.table(found), out)
 
