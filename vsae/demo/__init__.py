@@ -72,17 +72,20 @@ def demo(job: jobs.Demo) -> None:
     print(f"open {index.resolve()}")
 
 
-def hold_to(here: Path, job: jobs.Demo) -> None:
+def hold_to(here: Path, job: Any, what: str = "demo") -> None:
     """Note the settings, or see that they are those noted. Raises ValueError."""
     from vsae.files import read_json, write_json
 
     wanted = {name: value for name, value in asdict(job).items() if name != "out"}
-    if (here / "demo.json").is_file():
-        if (noted := read_json(here / "demo.json")) != wanted:
-            raise ValueError(f"{here} holds a demo with other settings ({noted}): choose another --out, or remove it.")
+    note = here / f"{what}.json"
+    if note.is_file():
+        if (noted := read_json(note)) != wanted:
+            raise ValueError(
+                f"{here} holds a {what} with other settings ({noted}): choose another --out, or remove it."
+            )
     else:
         here.mkdir(parents=True, exist_ok=True)
-        write_json(here / "demo.json", wanted)
+        write_json(note, wanted)
 
 
 def scenes(here: Path, n: int) -> None:

@@ -49,6 +49,7 @@ EVALUATIONS = {
         "audits",
         "how well scores from codes find mismatched image-text pairs, beside CLIP score, length and chance",
     ),
+    "all": ("world", "--world: all of these where the right answers are known, in a rendered world, in one table"),
 }
 """Name -> (room, what it answers)."""
 
