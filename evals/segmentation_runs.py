@@ -123,7 +123,10 @@ def evaluate(
         codes.eliminate_zeros()
         return Patches(codes, np.searchsorted(values, labels[known]), found.samples[known])
 
-    first, own, audit, methods = None, run.meta["recipe"]["name"], None, []
+    own: str = run.meta["recipe"]["name"]
+    first: tuple[Segmentation, Draws] | None = None
+    audit: propose.Audit | None = None
+    methods: list[Method] = []
     for name, codec in codecs(run, fit, parts[0], own, dense, seed, batch_size, track).items():
         learnt, seen = patches(codec, 0, f"fit, {name}"), patches(codec, 1, f"report, {name}")
         found = align(learnt.codes, learnt.labels, seen.codes, seen.labels, names)

@@ -58,10 +58,10 @@ def probed(
     sets: Mapping[str, tuple[Rows, Labels]],
     name: str,
     run: str | None = None,
-    beside: Mapping[str, Bool[np.ndarray, "images"]] | None = None,
+    beside: Mapping[str, Bool[np.ndarray, "_"]] | None = None,
     resamples: int = 200,
     seed: int = 0,
-) -> tuple[Probed, dict[str, Bool[np.ndarray, "images"]]] | None:
+) -> tuple[Probed, dict[str, Bool[np.ndarray, "_"]]] | None:
     """(what a probe on these rows does, which images of each set it gets right); `beside`: the same of another representation.
 
     The first of `sets` is in distribution; those without an image of a training class are left out. None where nothing can be probed: fewer than two

@@ -9,7 +9,7 @@ from vsae import jobs
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vsae.activations import Source
+    from vsae.activations import ActivationStore, Source
     from vsae.activations.store import SiteReader
     from vsae.run import Run
 
@@ -127,12 +127,19 @@ def opened(run: Path, store: Path, self_check: bool = True) -> tuple["Run", "Sit
         held = [fingerprint.identity(whole.site(site).fingerprint) for site in whole.sites]
         sides = [fingerprint.identity(each) in held for each in loaded.fingerprint["joined"]]
         loaded = loaded.side(sides.index(True) if any(sides) else 0)
-    ours = fingerprint.identity(loaded.fingerprint)
-    name = loaded.fingerprint["site"] + (":input" if loaded.fingerprint["side"] == "input" else "")
-    fits = [site for site in whole.sites if fingerprint.identity(whole.site(site).fingerprint) == ours]
-    site = whole.site(fits[0] if fits else name if name in whole.sites else None)
+    site = site_of(whole, loaded.fingerprint)
     fingerprint.check(loaded.fingerprint, site.fingerprint)
     return loaded, site
+
+
+def site_of(store: "ActivationStore", known: Mapping[str, Any]) -> "SiteReader":
+    """The site of a store with this fingerprint, whatever its name there; else that of the same name, else the only one. Raises ValueError."""
+    from vsae.activations import fingerprint
+
+    ours = fingerprint.identity(known)
+    name = known["site"] + (":input" if known["side"] == "input" else "")
+    fits = [site for site in store.sites if fingerprint.identity(store.site(site).fingerprint) == ours]
+    return store.site(fits[0] if fits else name if name in store.sites else None)
 
 
 def images_of(store: Path, data: str | None, option: str = "--data") -> str:

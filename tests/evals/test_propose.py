@@ -29,7 +29,7 @@ def test_labels_point_at_the_latents_that_follow_them():
     images[:, 4] += 3 * labels[:, 0]
     images[:, 9] += 3 * labels[:, 1]
     s, strengths = propose(csc_array(images).tocsr(), labels)
-    assert set(np.argsort(-s)[:2].tolist()) == {4, 9} and set(strengths) <= {0.001, 0.01, 0.1}
+    assert set(np.argsort(-s)[:2].tolist()) == {4, 9} and set(strengths) <= {0.001, 0.01, 0.1, 1.0}
     with pytest.raises(ValueError, match="3 must have it"):
         propose(csc_array(images).tocsr(), np.zeros((300, 1), bool))
 

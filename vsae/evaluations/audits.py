@@ -5,7 +5,7 @@ from pathlib import Path
 from vsae import audit_jobs, jobs
 from vsae.evaluations import told
 from vsae.progress import track
-from vsae.reading import images_of, opened
+from vsae.reading import images_of, opened, site_of
 
 
 def ood(job: jobs.EvalOod) -> Path:
@@ -101,7 +101,7 @@ def filtering(job: audit_jobs.EvalFiltering) -> Path:
         )
     if paired:
         store = ActivationStore.open(job.store)
-        first, second = (store.site(each["site"]) for each in run.fingerprint["joined"])
+        first, second = (site_of(store, each) for each in run.fingerprint["joined"])
         scored, matched = filtering_runs.embedded(run, (first, second), shuffle=job.shuffle, **options)
     else:
         run, first = opened(job.run, job.store, job.self_check)

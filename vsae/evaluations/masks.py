@@ -2,11 +2,15 @@
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsae.evaluations import told
 from vsae.progress import track
 from vsae.reading import images_of, opened
 from vsae.segmentation_jobs import EvalSegmentation
+
+if TYPE_CHECKING:
+    from vsae.activations.store import SiteReader
 
 
 def segmentation(job: EvalSegmentation) -> Path:
@@ -24,10 +28,9 @@ def segmentation(job: EvalSegmentation) -> Path:
     run, fit = opened(job.paths[0], job.paths[1], job.self_check)
     report = ActivationStore.open(job.paths[-1]).site(fit.name)
 
-    def read(site: masks.SiteReader) -> masks.Masks:
+    def read(site: "SiteReader") -> masks.Masks:
         dataset = open_dataset(images_of(site.store.path, job.masks, "--masks"))
-        how = {"background": job.background, "least": job.least, "ignore": job.ignore}
-        return masks.read(dataset, site, job.label, **how)
+        return masks.read(dataset, site, job.label, background=job.background, least=job.least, ignore=job.ignore)
 
     truth = read(fit)
     out = job.out or job.paths[0] / "eval" / "segmentation"
