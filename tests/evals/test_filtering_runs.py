@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from evals.filtering import judge
 from evals.filtering_runs import Scored, embedded, mixed, replanted, report, table
 from evals.pair_scores import Mixed, Pairs
 from evals.retraining import Training
@@ -141,6 +142,16 @@ def test_two_embeddings_are_scored_by_the_agreement_of_their_codes(tmp_path):
     found = report(run, sites[0], scored, matched, tmp_path / "out", planted="30 %", resamples=20)
     assert found["agreement"].auroc.value > 0.98 and found["CLIP score"].auroc.value > 0.95
     assert abs(found["random"].auroc.value - 0.5) < 0.15
+    other, _ = embedded(run, sites, shuffle=0.3, batch_size=4096)
+    for name, scores in scored.scores.items():
+        np.testing.assert_allclose(scores, other.scores[name], rtol=1e-6, atol=1e-6)
+    strange = [{**about["joined"][0], "model": {"weights": "other"}}, about["joined"][1]]
+    with pytest.raises(ValueError, match="do not belong together"):
+        embedded(Run(run.path, sae, {"fingerprint": run.fingerprint | {"joined": strange}}), sites)
+    with pytest.raises(ValueError, match="1 of 1 pairs are matched"):
+        judge(np.ones(1), np.ones(1, bool), np.ones(1))
+    with pytest.raises(ValueError, match="0 of 0 pairs are matched"):
+        judge(np.zeros(0), np.zeros(0, bool), np.zeros(0))
     whole, left = embedded(run, sites)
     assert left.all()
     with pytest.raises(ValueError, match="judged on matched and mismatched"):
