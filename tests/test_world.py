@@ -19,12 +19,18 @@ def made(tmp_path_factory):
 def test_every_answer_is_a_file_s(made):
     written = read_json(made / "result.json")
     answers = written["details"]["answers"]
-    assert len(answers) == 7 and written["value"] == sum(each["met"] for each in answers) / 7
+    assert len(answers) == 8 and written["value"] == sum(each["met"] for each in answers) / 8
     by_measure = {(each["planted"], each["measure"]): each for each in answers}
     scores = read_json(made / "eval" / "filtering" / "result.json")["details"]["scores"]
     found = by_measure["30% of the captions exchanged", "AUROC of the agreement of codes"]
     assert found["value"] == scores["agreement"]["auroc"]["value"] and found["floor"] == 0.5
     assert f"CLIP score {scores['CLIP score']['auroc']['value']:.3f}" in found["beside"]
+    worth = read_json(made / "eval" / "retraining" / "result.json")["details"]["retrained"]
+    found = next(each for each in answers if each["measure"].startswith("mean recall"))
+    by_name = {each["name"]: each["mean_recall"]["value"] for each in worth["found"]}
+    assert (found["value"], found["known"], found["floor"]) == tuple(
+        by_name[n] for n in ("agreement", "matched", "random")
+    )
     aligned = read_json(made / "eval" / "segmentation" / "result.json")
     found = by_measure["masks of shapes", "mean AP of one latent a shape"]
     assert found["value"] == aligned["value"] and found["interval"] == aligned["interval"]
