@@ -67,7 +67,7 @@ def image_max(codes: csc_array, samples: Int64[np.ndarray, "patches"]) -> csr_ar
     """[images, n_latents]: the largest positive activation over the patches of each image, images in ascending order."""
     _, image = np.unique(samples, return_inverse=True)
     entries = codes.tocoo()
-    rows, columns = image[entries.coords[0]], entries.coords[1]
+    rows, columns = image[entries.row], entries.col
     order = np.lexsort((columns, rows))
     rows, columns, values = rows[order], columns[order], entries.data[order]
     first = np.flatnonzero(np.diff(rows.astype(np.int64) * codes.shape[1] + columns, prepend=-1))
