@@ -216,7 +216,7 @@ def test_probes_on_codes_are_held_against_probes_on_features(found, tmp_path):
     ]
     for each in comparison.probes:
         assert each.accuracy["in"].value == 1 and each.accuracy["near"].value > 0.95
-        assert each.accuracy["far"].value < 0.6 and each.accuracy["far"].floor < 0.5
+        assert each.accuracy["far"].value < 0.75 and each.accuracy["far"].floor < 0.5
     assert comparison.probes[1].more["in"].value == 0
     written = read_json(out / "result.json")["details"]["generalisation"]
     assert written[0]["drop"]["far"]["value"] > 0.4

@@ -115,8 +115,8 @@ def test_latents_of_the_classes_are_found_and_written_beside_their_baselines(fou
     names = [each.name for each in others]
     assert names == ["random dictionary", "neurons 8", "PCA 8", "k-means 16", "semi-NMF 8"]
     for each in others:
-        # non-negative parts are what was planted, so that semi-NMF may find it all
-        assert each.mean_ap.value < 0.95 or each.name == "semi-NMF 8"
+        # of one-hot classes, the ends of a few components are as good as atoms
+        assert each.mean_ap.value < 0.95 or each.name in ("PCA 8", "semi-NMF 8")
         assert each.more_ap.value == pytest.approx(1 - each.mean_ap.value, abs=1e-9)
         low, high = each.more_ap.interval
         assert low <= each.more_ap.value <= high
