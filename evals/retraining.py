@@ -81,7 +81,7 @@ def train(x: Float[Tensor, "pairs d"], y: Float[Tensor, "pairs e"], config: Trai
         about.append((mean, scale))
     log_scale = torch.tensor(np.log(1 / 0.07), dtype=torch.float32)
     parameters = [each.requires_grad_() for each in (*weights, log_scale)]
-    groups = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     size, order = min(config.batch_size, len(x)), torch.empty(0, dtype=torch.long)
     for _ in range(config.steps):
@@ -101,7 +101,7 @@ def train(x: Float[Tensor, "pairs d"], y: Float[Tensor, "pairs e"], config: Trai
 def recall(image: Float[Tensor, "pairs width"], text: Float[Tensor, "pairs width"]) -> dict[str, float]:
     """R@k both ways; of equal similarities the own one counts as the last."""
     similarity = (image.double() @ text.double().T).numpy()
-    found = {}
+    found: dict[str, float] = {}
     for name, of in (("image to text", similarity), ("text to image", similarity.T)):
         rank = (of >= np.diag(of)[:, None]).sum(1)
         found |= {f"{name} R@{k}": float((rank <= k).mean()) for k in AT}

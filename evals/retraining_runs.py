@@ -53,11 +53,11 @@ def evaluate(
         raise ValueError(
             f"{stores[0].path} and {stores[1].path} share {shared:,} pairs: the held-out ones must be others."
         )
-    x, y, rows = read(PairSource(*train))
+    x, y, rows = read(PairSource(train[0], train[1]))
     if not np.array_equal(rows, scored.rows):
         raise ValueError(f"the sites {sites} are of other pairs than those that were scored: extract both in one pass.")
     order, _ = replanted(len(rows), shuffle, seed)
-    held = read(PairSource(*clean))[:2]
+    held = read(PairSource(clean[0], clean[1]))[:2]
     config = config or Training()
     found = retrain((x, y[torch.from_numpy(order)]), held, scored.scores, matched, share, seeds, config, track)
     return Worth(found, len(held[0]), share, asdict(config) | {"seeds": list(seeds)}, sites, clean[0].fingerprint)

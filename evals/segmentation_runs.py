@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Int, Int64
 from scipy.sparse import csc_array
 
-from evals import baselines, propose, semi_nmf
+from evals import baselines, propose
 from evals.masks import NONE, Masks
 from evals.pooling import BothSigns, pool
 from evals.reconstruction import Codec, percentiles
@@ -31,6 +31,7 @@ from evals.segmentation import Segmentation, align
 from evals.segmentation_draws import MEASURES, Draws, drawn
 from vsae.activations import Select, StoreSource, fingerprint
 from vsae.activations.store import SiteReader
+from vsae.nmf import semi_nmf
 from vsae.run import Run
 from vsae.sae import SAE
 from vsae.sparsifiers import TopK
@@ -191,7 +192,7 @@ def codecs(
         f"neurons {some}": Directions(neurons, torch.zeros_like(pca.mean)),
         f"PCA {some}": pca.first(some),
         f"k-means {centroids}": baselines.fit_kmeans(rows, centroids, seed=seed),
-        f"semi-NMF {some}": semi_nmf.fit_semi_nmf(rows, some, seed),
+        f"semi-NMF {some}": semi_nmf(rows, some, seed=seed),
     }
 
 

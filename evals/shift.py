@@ -83,7 +83,7 @@ def probed(
     for at, (z, labels) in sets.items():
         if not len(rows[at]):
             continue
-        truth = np.array([str(labels[row]) for row in rows[at]])
+        truth = np.array([str(labels[row]) for row in rows[at].tolist()])
         right[at] = model.predict(sub(z, rows[at])) == truth
         # draws of a set depend on its size and the seed alone, so that two representations are resampled alike
         shares[at] = mean_of(right[at], resamples, seed)
