@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vsae.run import Run
     from vsae.sae import SAE
     from vsae.training.config import TrainConfig
-    from vsae.training.loop import train
+    from vsae.training.loop import sweep, train
 
 __all__ = [
     "SAE",
@@ -39,6 +39,7 @@ __all__ = [
     "objectives",
     "ops",
     "recipes",
+    "sweep",
     "train",
 ]
 
@@ -49,7 +50,7 @@ _HOMES = {
     "vsae.run": ("Run",),
     "vsae.sae": ("SAE",),
     "vsae.training.config": ("TrainConfig",),
-    "vsae.training.loop": ("train",),
+    "vsae.training.loop": ("sweep", "train"),
 }
 
 

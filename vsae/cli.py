@@ -23,6 +23,7 @@ from vsae.progress import track
 if TYPE_CHECKING:
     from vsae.activations import ActivationStore, Source
     from vsae.run import Run
+    from vsae.training.loop import Failed
 
 COMMANDS = {
     "extract": "images, texts -> activations of a model on disk",
@@ -143,18 +144,17 @@ def extract(job: jobs.Extract) -> "ActivationStore":
     return store
 
 
-def train(job: Any) -> "Run":
-    """Train the job's recipe (`job.sae`) and return the finished run."""
+def train(job: Any) -> "Run | dict[Path, Run | Failed]":
+    """Train the job's recipe (`job.sae`) and return the finished run; of a sweep, all runs by directory."""
     from vsae.activations import ActivationStore, JoinedSource, Select, StoreSource
     from vsae.reading import streamed
-    from vsae.training.loop import train as fit
 
     if (job.store is None) == (job.stream is None):
         raise ValueError(
             "training needs activations: give --store DIR, or --stream FILE.yaml to read a model directly."
         )
     if job.stream is not None:
-        return fit(streamed(job), job.sae, job.out, job.training)
+        return fit(job, streamed(job))
     store, border = ActivationStore.open(job.store), 1 - job.val_share
     sites = [store.site(name) for name in (job.site.split("+") if job.site else [None])]
 
@@ -162,8 +162,27 @@ def train(job: Any) -> "Run":
         sources = [StoreSource(site, Select(job.kinds, (start, stop)), pool_rows=job.pool_rows) for site in sites]
         return sources[0] if len(sources) == 1 else JoinedSource(*sources)
 
-    val = part(border, 1.0) if job.val_share else None
-    return fit(part(0.0, border), job.sae, job.out, job.training, val=val)
+    return fit(job, part(0.0, border), part(border, 1.0) if job.val_share else None)
+
+
+def fit(job: Any, source: "Source", val: "Source | None" = None) -> "Run | dict[Path, Run | Failed]":
+    """Train on the source what the job asks for: one run, or a sweep, whose table is printed and kept beside its runs."""
+    from vsae.recipes import JOINED, RECIPES
+    from vsae.training import loop
+
+    if job.sweep is None:
+        return loop.train(source, job.sae, job.out, job.training, val)
+    from vsae import sweeps
+
+    runs = sweeps.planned(job.sweep, job.sae, job.training, RECIPES | JOINED)
+    found = loop.sweep(source, {job.out / name: each for name, each in runs.items()}, val)
+    for row in sweeps.save(job.out, found):
+        numbers = "given up, see failed.json" if "failed" in row else f"NMSE {row['nmse']:.4f}  L0 {row['l0']:.1f}"
+        print(f"{row['run']}  {numbers}")
+    print(f"wrote {job.out / 'sweep.json'}, floor: NMSE 1 (the mean)")
+    if lost := [each for each in found.values() if isinstance(each, loop.Failed)]:
+        raise FloatingPointError(f"{len(lost)} of {len(found)} runs were given up. {lost[0].path}: {lost[0].why}")
+    return found
 
 
 def explore(job: jobs.Explore) -> Path:

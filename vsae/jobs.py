@@ -39,6 +39,25 @@ Options = Annotated[
 """In a YAML file a mapping, on the command line words."""
 
 
+def swept(given: Sequence[str]) -> dict[str, Any]:
+    from vsae.sweeps import words  # which knows recipes and runs, and so takes a second to import
+
+    return words(given)
+
+
+Grid = Annotated[
+    dict[str, Any] | list[dict[str, Any]] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE,VALUE",
+        instance_from_str=swept,
+        is_instance=lambda value: value is None or isinstance(value, dict | list),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+"""In a YAML file a mapping of lists (every combination) or a list of mappings (these), on the command line words."""
+
+
 @dataclass(frozen=True)
 class Model:
     """The model to read."""
@@ -118,6 +137,9 @@ class Train:
     pool_rows: int = 131_072
     """Rows shuffled together; memory is two such pools."""
     training: TrainConfig = field(default_factory=TrainConfig)
+    sweep: Grid = None
+    """Many SAEs in one pass over the data, each into a directory of its own below --out: every combination of k=16,32 lr=1e-4,3e-4 recipe=topk,batchtopk
+    and other options of recipes and training. In a YAML file also a list of runs."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ L0   = mean number of non-zero latents a row
 dead = share of latents that fired on no row
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,38 +28,64 @@ class Heldout:
     nmse_floor: float = NMSE_FLOOR
 
 
-@torch.no_grad()
+class Sums:
+    """What held-out numbers are made of, for one fused SAE."""
+
+    def __init__(self, sae: SAE, device: torch.device) -> None:
+        self.sae = sae
+        self.fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=device)
+        self.n, self.coded, self.active, self.error = 0, 0, 0, 0.0
+        self.origin: Tensor | None = None
+        self.first, self.second = torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Float[Tensor, "batch d_model"]) -> None:
+        ends = self.sae.ends(x)
+        output = self.sae(ends.x)
+        wide = ends.target.double()
+        # Sums about the first batch's mean: a large common offset would otherwise eat the digits of the variance.
+        if self.origin is None:
+            self.origin = wide.mean(0)
+            self.first, self.second = torch.zeros_like(self.origin), torch.zeros_like(self.origin)
+        centred = wide - self.origin
+        self.first += centred.sum(0)
+        self.second += centred.square().sum(0)
+        self.error += float((wide - output.x_hat.double()).square().sum())
+        on = output.code.values != 0
+        self.active += int(on.sum())
+        self.coded += len(on)
+        self.fired.index_fill_(0, output.code.indices[on], True)
+        self.n += len(x)
+
+    def result(self) -> Heldout:
+        """Raises ValueError when the rows do not vary."""
+        spread = float((self.second - self.first.square() / max(self.n, 1)).sum()) if self.n else 0.0
+        if spread <= 0:
+            raise ValueError(
+                f"the {self.n} held-out rows are all alike, so no error can be measured on them: hold out more samples."
+            )
+        dead_share = 1 - int(self.fired.sum()) / self.sae.n_latents
+        return Heldout(self.error / spread, self.active / self.coded, dead_share, self.n)
+
+
 def measure(
     sae: SAE, rows: Iterable[Float[Tensor, "_ d_model"]], device: torch.device, limit: int | None = None
 ) -> Heldout:
     """Run the fused `sae` over batches of raw rows, at most `limit` rows. Raises ValueError when they do not vary."""
-    fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=device)
-    n, coded, error, active = 0, 0, 0.0, 0
-    origin: Tensor | None = None
-    first, second = torch.zeros(()), torch.zeros(())
+    return measure_each([sae], rows, device, limit)[0]
+
+
+@torch.no_grad()
+def measure_each(
+    saes: Sequence[SAE], rows: Iterable[Float[Tensor, "_ d_model"]], device: torch.device, limit: int | None = None
+) -> list[Heldout]:
+    """As `measure`, of several SAEs in one pass over the rows."""
+    sums = [Sums(sae, device) for sae in saes]
+    n = 0
     for batch in rows:
         x = batch[: None if limit is None else limit - n].to(device).float()
-        ends = sae.ends(x)
-        output = sae(ends.x)
-        wide = ends.target.double()
-        # Sums about the first batch's mean: a large common offset would otherwise eat the digits of the variance.
-        if origin is None:
-            origin = wide.mean(0)
-            first, second = torch.zeros_like(origin), torch.zeros_like(origin)
-        centred = wide - origin
-        first += centred.sum(0)
-        second += centred.square().sum(0)
-        error += float((wide - output.x_hat.double()).square().sum())
-        on = output.code.values != 0
-        active += int(on.sum())
-        coded += len(on)
-        fired.index_fill_(0, output.code.indices[on], True)
+        for each in sums:
+            each.add(x)
         n += len(x)
         if limit is not None and n >= limit:
             break
-    spread = float((second - first.square() / max(n, 1)).sum()) if n else 0.0
-    if spread <= 0:
-        raise ValueError(
-            f"the {n} held-out rows are all alike, so no error can be measured on them: hold out more samples."
-        )
-    return Heldout(nmse=error / spread, l0=active / coded, dead_share=1 - int(fired.sum()) / sae.n_latents, n=n)
+    return [each.result() for each in sums]

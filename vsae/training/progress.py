@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -47,12 +48,13 @@ class Display:
         """Tokens a second since this process began."""
         return (tokens - self.began_at) / max(time.monotonic() - self.start, 1e-9)
 
-    def show(self, step: int, tokens: int, numbers: dict[str, float] | None = None) -> None:
-        """Move the bar; `numbers` renews what stands beside it."""
-        if numbers is not None:
+    def show(self, step: int, tokens: int, numbers: Sequence[Mapping[str, float]] = ()) -> None:
+        """Move the bar; `numbers`, of each run that has new ones, renew what stands beside it."""
+        if numbers:
+            nmse, l0, dead = ([each[name] for each in numbers] for name in ("nmse", "l0", "dead_share"))
             self.numbers = (
-                f"step {step:,} | {self.speed(tokens):,.0f} tokens/s | NMSE {numbers['nmse']:.4f} | "
-                f"L0 {numbers['l0']:.1f} | dead {100 * numbers['dead_share']:.1f} %"
+                f"step {step:,} | {self.speed(tokens):,.0f} tokens/s | NMSE {span(nmse, '.4f')} | "
+                f"L0 {span(l0, '.1f')} | dead {span([100 * share for share in dead], '.1f')} %"
             )
         if self.bar:
             self.bar.update(self.task, completed=tokens, numbers=self.numbers)
@@ -60,6 +62,12 @@ class Display:
             self.last_line = time.monotonic()
             left = (self.budget - tokens) / max(self.speed(tokens), 1e-9)
             print(f"{tokens / self.budget:4.0%} {self.numbers} | {clock(left)} left", file=sys.stderr, flush=True)
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """The value, or the least and the largest."""
+    ends = dict.fromkeys(format(end(values), form) for end in (min, max))
+    return " to ".join(ends)
 
 
 def clock(seconds: float) -> str:
