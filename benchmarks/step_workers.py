@@ -41,8 +41,8 @@ def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "aut
     from vsae.training.config import TrainConfig
     from vsae.training.dead import FiringClock
     from vsae.training.gauge import Gauge
-    from vsae.training.student import step as one_step
     from vsae.training.state import Training
+    from vsae.training.student import step as one_step
     from vsae.training.trackers import accelerator
 
     device = torch.device("cpu")

@@ -6,19 +6,21 @@ from torch.autograd import gradcheck
 
 from vsae import ops
 from vsae.code import Code
-from vsae.ops import reference, sparse
+from vsae.ops import reference, sparse, triton_path
 
 BATCH, D, N = 7, 5, 64
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(params=["bags", "gathers", "dense"])
+@pytest.fixture(params=["bags", "gathers", "dense", "triton"])
 def products(request, monkeypatch):
-    """The three ways a product can be computed, forced; chunks of two rows, so that there are several."""
+    """The four ways a product can be computed, forced; chunks of two rows, so that there are several. Triton's kernels in its interpreter."""
     monkeypatch.setattr(sparse, "CHUNK", {"cpu": 2 * N})
     monkeypatch.setattr(sparse, "WIDE", 10**6 if request.param == "dense" else 1)
     if request.param == "gathers":
         monkeypatch.setattr(sparse, "has_bags", lambda like: False)
+    if request.param == "triton" and not torch.cuda.is_available():
+        monkeypatch.setattr(triton_path, "FORCED", True)
     return request.param
 
 

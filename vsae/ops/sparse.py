@@ -1,4 +1,4 @@
-"""Encode and decode through sparse codes, with PyTorch's own operators on any device.
+"""Encode and decode through sparse codes, with PyTorch's own operators on any device, with Triton's kernels on CUDA (triton_path.py).
 
 A code touches batch * k entries of [batch, n_latents], and so do all its gradients. With G the matrix of a code's values (or of their gradient),
 everything is one of three products, none of which builds G:
@@ -16,6 +16,7 @@ precision; selected values are computed again in the parameters' own.
 """
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from vsae.code import Code
-from vsae.ops.largest import largest
+from vsae.ops import triton_path
+from vsae.ops.largest import Magnitudes, largest
 
 WIDE = 8
 """embedding_bag does about an eighth of a matrix product's multiplications a second: at n_latents / 8 slots the dense product overtakes."""
@@ -55,6 +57,8 @@ def pick(
     choose: Callable[[Tensor], Tensor],
 ) -> Code:
     """Pre-activations at the latents that `choose` finds: [rows, n_latents] -> indices [rows, k], no row looking at another."""
+    if isinstance(choose, Magnitudes) and triton_path.serves(weight) and triton_path.finds(choose.k, len(weight)):
+        return Code(*_found(x, weight, bias, choose.k, signed=True))
     found, values = [], []
     with torch.no_grad():
         for _, u in scores(x, weight, bias):
@@ -71,8 +75,16 @@ def encode_topk(
     k: int,
 ) -> Code:
     """The k largest pre-activations of each row, negative ones set to 0. Of equal ones at the k-th place, any."""
+    if triton_path.serves(weight) and triton_path.finds(k, len(weight)):
+        values, indices = _found(x, weight, bias, k)
+        return Code(values.relu(), indices)
     code = pick(x, weight, bias, lambda u: largest(u, k))
     return Code(code.values.relu(), code.indices)
+
+
+def _found(x: Tensor, weight: Tensor, bias: Tensor, k: int, signed: bool = False) -> tuple[Tensor, Tensor]:
+    indices, values = triton_path.find(x, weight, bias, k, signed)
+    return entries(x, weight, bias, indices, values), indices
 
 
 def encode_above(
@@ -158,7 +170,7 @@ class _Entries(Function):
         return (
             weighted_sums(grad, indices, weight) if to_x else None,
             transposed_sums(grad, indices, x, n) if to_weight else None,
-            grad.new_zeros(n).index_add_(0, indices.flatten(), grad.flatten()) if to_bias else None,
+            slot_sums(grad, indices, n) if to_bias else None,
             None,
             None,
         )
@@ -203,6 +215,8 @@ def weighted_sums(
     """G T: out[b] = sum_j values[b, j] table[indices[b, j]]."""
     if is_wide(indices.shape[1], len(table)):
         return (Code(values, indices).dense(len(table)) @ table).to(table.dtype)
+    if triton_path.serves(table):
+        return triton_kernels().weighted_sums(values, indices, table)
     if has_bags(table):
         return F.embedding_bag(indices, table, per_sample_weights=values.to(table.dtype), mode="sum")
     return torch.cat([torch.einsum("bk,bkd->bd", v, table[i]) for v, i in _row_blocks(table, values, indices)])
@@ -216,6 +230,8 @@ def dots(
     if is_wide(k, len(table)):
         products = (rows @ table.T).to(rows.dtype)
         return products if Code(products, indices).is_full(len(table)) else products.gather(1, indices)
+    if triton_path.serves(table):
+        return triton_kernels().dots(rows, table, indices)
     if has_bags(table):
         bags = torch.arange(batch, device=rows.device)
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
@@ -234,6 +250,8 @@ def transposed_sums(
     batch, k = indices.shape
     if is_wide(k, n_latents):
         return Code(values, indices).dense(n_latents).T @ rows
+    if triton_path.serves(rows):
+        return triton_path.transposed_sums(values, indices, rows, n_latents)
     if not has_bags(rows):
         out = rows.new_zeros(n_latents, rows.shape[1])
         for v, i, r in _row_blocks(rows, values, indices, rows):
@@ -251,6 +269,22 @@ def transposed_sums(
     return F.embedding_bag(
         owner[order], rows.contiguous(), starts, per_sample_weights=weights[order].to(rows.dtype), mode="sum"
     )
+
+
+def slot_sums(
+    values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], n_latents: int
+) -> Float[Tensor, "n_latents"]:
+    """G^T 1: out[i] = sum of values over the slots with indices[b, j] = i."""
+    if triton_path.serves(values) and not is_wide(indices.shape[1], n_latents):
+        return triton_path.transposed_sums(values, indices, values.new_ones(len(values), 1), n_latents)[:, 0]
+    return values.new_zeros(n_latents).index_add_(0, indices.flatten(), values.flatten())
+
+
+def triton_kernels() -> ModuleType:
+    """Imported where they are first called, as Triton takes its time."""
+    from vsae.ops import triton_kernels
+
+    return triton_kernels
 
 
 def _row_blocks(like: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

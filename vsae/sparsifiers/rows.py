@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsae.code import Code
+from vsae.ops.largest import Magnitudes
 from vsae.preactivations import PreActivations
 from vsae.sparsifiers.base import Sparsifier, checked_k
 
@@ -46,7 +47,7 @@ class AbsTopK(Sparsifier):
         return self.strongest(pre, checked_k(self.k, pre.shape[1]))
 
     def strongest(self, pre: PreActivations, k: int) -> Code:
-        return pre.pick(lambda u: u.abs().topk(k, sorted=False).indices)
+        return pre.pick(Magnitudes(k))
 
     def options(self) -> dict[str, Any]:
         return {"k": self.k}
