@@ -8,7 +8,7 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vsae import ops
@@ -36,6 +36,23 @@ class Dictionary(Part):
     @property
     def n_latents(self) -> int:
         return len(self())
+
+    @property
+    def n_here(self) -> int:
+        """Of them, those that this process holds; all, unless the dictionary is divided (vsae.sharded)."""
+        return self.n_latents
+
+    def everywhere(self, here: Int[Tensor, "_"]) -> Int[Tensor, "_"]:
+        """Latents as this process numbers them -> as all do."""
+        return here
+
+    def decode_some(self, code: Code, latents: Int[Tensor, "some"]) -> Float[Tensor, "batch d_model"]:
+        """The weighted sums of some latents' atoms; the code's indices count within `latents`."""
+        return ops.decode(code, self().index_select(0, latents))
+
+    def folded(self, scale: Float[Tensor, "d_model"]) -> "Dictionary":
+        """The atoms times `scale`, without constraint and training state, where they are all there is to decoding."""
+        return Free(self() * scale, unit_norm=False)
 
     def rates(self) -> dict[str, float]:
         """Parameters, by name, that learn at another rate than the rest: what theirs is multiplied by."""

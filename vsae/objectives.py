@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vsae import ops
+from vsae import ops, parallel
 from vsae.code import Code
 from vsae.sae import SAE, Output
 from vsae.sparsifiers import GatedCode
@@ -115,7 +115,8 @@ class Objective:
 
 def spread(x: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
     """Sum of squares around the batch's mean."""
-    return (x - x.mean(0)).square().sum()
+    mean = parallel.sum_rows(x.sum(0)) / max(1, parallel.all_rows(len(x)))
+    return parallel.sum_rows((x - mean).square().sum())
 
 
 def mse(seen: Seen) -> Float[Tensor, ""]:
@@ -124,13 +125,13 @@ def mse(seen: Seen) -> Float[Tensor, ""]:
 
 def l1(seen: Seen) -> Float[Tensor, ""]:
     """In units of the data's root mean square. With the atoms' norms in it, no latent escapes by a small code and a large atom."""
-    return magnitude(seen.output.code, seen.sae.atoms) / (seen.energy / len(seen.x)).sqrt()
+    return magnitude(seen.output.code, seen.sae.atoms) / (seen.energy / parallel.all_rows(len(seen.x))).sqrt()
 
 
 def magnitude(code: Code, atoms: Float[Tensor, "n_latents d_model"]) -> Float[Tensor, ""]:
     """Mean over rows of sum_i |z_i| |D_i|."""
     norms = torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
-    return ops.decode(Code(code.values.abs(), code.indices), norms).sum() / len(code.values)
+    return ops.decode(Code(code.values.abs(), code.indices), norms).sum() / parallel.all_rows(len(code.values))
 
 
 def gate(seen: Seen) -> Code:
@@ -195,7 +196,7 @@ def left_over(seen: Seen, dead: Int[Tensor, "n_dead"] | None) -> Float[Tensor, "
     k = max(1, min(512, sae.d_model // 2, len(dead)))
     code = sae.sparsifier.strongest(sae.preactivations(seen.x).latents(dead), k)
     residual = (seen.target - seen.output.x_hat).detach()
-    error = (residual - ops.decode(code, sae.atoms.index_select(0, dead))).square().sum()
+    error = (residual - sae.dictionary.decode_some(code, dead)).square().sum()
     scale = spread(residual)
     counts = scale > TINY * seen.energy
     return error * counts / torch.where(counts, scale, 1)

@@ -216,8 +216,7 @@ class SAE(nn.Module):
             encoder, dictionary = copy.deepcopy((self.encoder.inference(), self.dictionary.inference()))
             sae = SAE(encoder, sparsifier, dictionary, self.b_dec, shift, scale)
         else:
-            dictionary = Free(self.atoms * scale, unit_norm=False)
-            sae = SAE(linear, sparsifier, dictionary, shift + scale * self.b_dec)
+            sae = SAE(linear, sparsifier, self.dictionary.folded(scale), shift + scale * self.b_dec)
         return sae.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from vsae.code import Code
 from vsae.objectives import Objective, Weighted, auxk
 from vsae.ops import reference, sparse, triton_kernels, triton_path
 from vsae.ops.largest import Magnitudes
+from vsae.ops.triton_path import GROUP
 from vsae.recipes import TopK
 
 BATCH, D, N = 5, 20, 150  # no multiple of any block; the interpreter is slow
@@ -46,9 +47,9 @@ CLOSE = {torch.float64: {"rtol": 1e-9, "atol": 1e-11}, torch.float32: {"rtol": 1
 def test_group_maxima_are_those_of_the_full_product(dtype, signed):
     x, weight, bias, _ = (leaf.detach() for leaf in problem(dtype))
     u = reference.preactivations(x, weight, bias)
-    u = torch.nn.functional.pad(u.abs() if signed else u, (0, -N % 16), value=-torch.inf)
+    u = torch.nn.functional.pad(u.abs() if signed else u, (0, -N % GROUP), value=-torch.inf)
     found = triton_kernels.group_maxima(x, weight, bias, signed)
-    torch.testing.assert_close(found, u.view(BATCH, -1, 16).amax(2), **CLOSE[dtype])
+    torch.testing.assert_close(found, u.view(BATCH, -1, GROUP).amax(2), **CLOSE[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,12 +88,15 @@ def test_ties_keep_k_different_ones():
 
 
 def test_autocast_looks_in_bfloat16_and_decides_in_full():
-    x, weight, bias, _ = problem(torch.float32)
+    x, weight, bias, _ = problem(torch.float32, n=600)  # 17 of 75 groups are looked at again
     with torch.autocast(DEVICE, torch.bfloat16):
         code = ops.encode_topk(x, weight, bias, 1)
     slow = reference.encode_topk(x, weight, bias, 1)
     assert code.values.dtype == torch.float32
-    torch.testing.assert_close(code.dense(N), slow.dense(N), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(code.dense(600), slow.dense(600), rtol=1e-4, atol=1e-4)
+    rounded = reference.preactivations(x.bfloat16().float(), weight.bfloat16().float(), bias)[:, :600]
+    low = triton_kernels.group_maxima(x, weight, bias, low=True)[:, :75]
+    torch.testing.assert_close(low, rounded.view(BATCH, -1, GROUP).amax(2), rtol=1e-4, atol=1e-4)
 
 
 def test_everything_may_be_strided():

@@ -4,14 +4,18 @@ Values are accumulated in float32 (in float64 for float64), in one fixed order a
 through its strides, so none has to be contiguous. TRITON_INTERPRET=1 runs them on a CPU, for tests.
 """
 
+import os
+
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-GROUP = 16
-"""Neighbouring latents of which only the largest is looked at first."""
+from vsae.ops.triton_path import GROUP
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""The interpreter multiplies the bits of bfloat16 numbers (Triton 3.8), so it is given the same numbers in what they are summed in."""
 
 
 def wide(dtype: torch.dtype) -> tl.dtype:
@@ -27,7 +31,7 @@ def block(size: int, most: int) -> int:
 @triton.jit
 def _group_maxima(
     X, W, B, OUT, batch, n, d, x_row, x_col, w_row, w_col, b_step, out_row,
-    SIGNED: tl.constexpr, LOW: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    SIGNED: tl.constexpr, LOW: tl.constexpr, UPCAST: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM).to(tl.int64)
@@ -42,6 +46,9 @@ def _group_maxima(
         if LOW:
             x = x.to(tl.bfloat16)
             w = w.to(tl.bfloat16)
+        if UPCAST:
+            x = x.to(ACC)
+            w = w.to(ACC)
         u += tl.dot(x, w, input_precision=PRECISION, out_dtype=ACC)
     u += tl.load(B + latents * b_step, mask=latents < n, other=0.0)[None, :].to(ACC)
     if SIGNED:
@@ -68,7 +75,7 @@ def group_maxima(
     if batch:
         _group_maxima[(triton.cdiv(batch, BM), triton.cdiv(n, BN))](
             x, weight, bias, out, batch, n, d, *x.stride(), *weight.stride(), bias.stride(0), out.stride(0),
-            SIGNED=signed, LOW=low, ACC=acc, PRECISION="ieee" if low or acc == tl.float64 else "tf32x3",
+            SIGNED=signed, LOW=low, UPCAST=INTERPRETED, ACC=acc, PRECISION="ieee" if low or acc == tl.float64 else "tf32x3",
             GROUP=GROUP, BM=BM, BN=BN, BD=BD,
         )  # fmt: skip
     return out

@@ -1,6 +1,6 @@
 """The path of CUDA devices: Triton kernels where embedding_bag and a full product would do too, but slower and with [batch, n_latents] in memory.
 
-    encode     maxima of groups of 16 neighbours, out of the product's registers     [batch, n_latents / 16] is all that is written
+    encode     maxima of groups of 8 neighbours, out of the product's registers     [batch, n_latents / 8]  is all that is written
                the k best groups of each row, their members again one by one, the k best of those
     decode     weighted sums of gathered atoms
     weights    slots sorted by latent once, then a sum a latent
@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+GROUP = 8
+"""Neighbouring latents of which only the largest is looked at first. More: fewer maxima, but k times as many atoms to look at again."""
 EXTRA = 16
 """Groups looked at beyond k where the first product is in bfloat16."""
 
@@ -41,7 +43,7 @@ FORCED = False
 
 def finds(k: int, n_latents: int) -> bool:
     """Is selection in two looks worth it: are the groups that are looked at again a small part of all?"""
-    return 4 * 16 * (k + EXTRA) <= n_latents
+    return 4 * GROUP * (k + EXTRA) <= n_latents
 
 
 @torch.no_grad()
@@ -59,7 +61,7 @@ def find(
     n = len(weight)
     best = kernels.group_maxima(x, weight, bias, signed, low)
     groups = best.topk(min(k + EXTRA if low else k, best.shape[1]), sorted=False).indices
-    members = (groups[:, :, None] * kernels.GROUP + torch.arange(kernels.GROUP, device=x.device)).flatten(1)
+    members = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=x.device)).flatten(1)
     inside = members < n
     members = members.clamp(max=n - 1)
     u = kernels.dots(x, weight, members) + bias[members]

@@ -54,9 +54,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are passed over with a warning."""
+def newest(folder: Path, not_after: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is whole, of a step up to `not_after`; damaged ones are passed over with a warning."""
     for path in reversed(saved(folder)):
+        if not_after is not None and int(path.name.removeprefix(PREFIX)) > not_after:
+            continue
         try:
             return load(path)
         except (ValueError, OSError) as damage:

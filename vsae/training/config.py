@@ -57,6 +57,8 @@ class TrainConfig:
     """Least time between two lines of progress when the output is not a terminal."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where curves go, besides log.jsonl in the run directory. wandb needs `pip install vsae[wandb]`."""
+    shards: int = 1
+    """Parts that the dictionary is divided into, over as many of the processes that torchrun started; the rest divide the rows of each batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda when there is one, else cpu. CUDA_VISIBLE_DEVICES chooses among several cards."""
 
@@ -75,6 +77,7 @@ class TrainConfig:
             _demand(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         _demand(self.clip >= 0, "clip", self.clip, "0 (off) or more")
         _demand(self.eval_every >= 0, "eval_every", self.eval_every, "0 (only at the end) or more")
+        _demand(self.shards >= 1, "shards", self.shards, "1 or more")
         _demand(self.seed >= 0, "seed", self.seed, "0 or more")
 
     def budget(self, n_rows: int | None) -> int:

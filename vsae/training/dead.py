@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vsae import parallel
 from vsae.code import Code
 
 
@@ -23,6 +24,7 @@ class FiringClock:
         beyond = len(self.since)
         self.hit.zero_()
         self.hit.index_fill_(0, torch.where(code.values != 0, code.indices, beyond).flatten(), True)
+        self.hit = parallel.any_rows(self.hit)
         self.since.add_(tokens).masked_fill_(self.hit[:beyond], 0)
 
     def dead(self, dead_tokens: int) -> Int[Tensor, "m"]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vsae import parallel
 from vsae.objectives import Loss
 
 TIMES_BEST, WORSE_THAN, PATIENCE = 10.0, 2.0, 5
@@ -44,10 +45,12 @@ class Gauge:
     @torch.no_grad()
     def add(self, step: int, loss: Loss, grad_norm: Float[Tensor, ""]) -> None:
         """Note step number `step` (from 0), without a device sync."""
-        rows = len(loss.target)
-        error = (loss.target - loss.output.x_hat.float()).square().sum() / (rows * self.spread)
-        l0 = (loss.output.code.values != 0).sum() / len(loss.output.code.values)
-        self.window[step % len(self.window)] = torch.stack([loss.total.float(), grad_norm.float(), error, l0.float()])
+        error = (loss.target - loss.output.x_hat.float()).square().sum()
+        active = parallel.sum_latents((loss.output.code.values != 0).sum().float())
+        total, error, active = parallel.sum_rows(torch.stack([loss.total.detach().float(), error, active]))
+        nmse = error / (parallel.all_rows(len(loss.target)) * self.spread)
+        l0 = active / parallel.all_rows(len(loss.output.code.values))
+        self.window[step % len(self.window)] = torch.stack([total, grad_norm.float(), nmse, l0])
 
     def read(self, steps: int) -> dict[str, float]:
         """Means over the steps noted in the current window, `steps` having been made in all. The host waits for the device here.

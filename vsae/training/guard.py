@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from vsae.files import read_json, write_json
-from vsae.training.checkpoint import saved
+from vsae.training.checkpoint import PREFIX
 from vsae.training.config import UNTIED_TO_THE_RESULT
 
 MARKS = (".lock", "checkpoint", "run.json")
@@ -48,7 +48,7 @@ def hold_to(out: Path, request: dict[str, Any]) -> None:
     """
     folder = out / "checkpoint"
     noted = out / "run.json" if (out / "run.json").exists() else folder / "request.json"
-    if not noted.exists() or (noted.parent == folder and not saved(folder)):
+    if not noted.exists() or (noted.parent == folder and not any(folder.rglob(f"{PREFIX}*"))):
         folder.mkdir(exist_ok=True)
         return write_json(folder / "request.json", request)
     content = read_json(noted)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vsae import parallel
 from vsae.sae import SAE
 
 NMSE_FLOOR = 1.0
@@ -33,8 +34,9 @@ class Sums:
 
     def __init__(self, sae: SAE, device: torch.device) -> None:
         self.sae = sae
-        self.fired = torch.zeros(sae.n_latents, dtype=torch.bool, device=device)
-        self.n, self.coded, self.active, self.error = 0, 0, 0, 0.0
+        self.fired = torch.zeros(sae.dictionary.n_here, dtype=torch.bool, device=device)
+        self.active = torch.zeros((), dtype=torch.int64, device=device)
+        self.n, self.coded, self.error = 0, 0, 0.0
         self.origin: Tensor | None = None
         self.first, self.second = torch.zeros(()), torch.zeros(())
 
@@ -51,7 +53,7 @@ class Sums:
         self.second += centred.square().sum(0)
         self.error += float((wide - output.x_hat.double()).square().sum())
         on = output.code.values != 0
-        self.active += int(on.sum())
+        self.active += on.sum()
         self.coded += len(on)
         self.fired.index_fill_(0, output.code.indices[on], True)
         self.n += len(x)
@@ -63,8 +65,8 @@ class Sums:
             raise ValueError(
                 f"the {self.n} held-out rows are all alike, so no error can be measured on them: hold out more samples."
             )
-        dead_share = 1 - int(self.fired.sum()) / self.sae.n_latents
-        return Heldout(self.error / spread, self.active / self.coded, dead_share, self.n)
+        active, fired = parallel.sum_latents(torch.stack([self.active, self.fired.sum()])).tolist()
+        return Heldout(self.error / spread, active / self.coded, 1 - fired / self.sae.n_latents, self.n)
 
 
 def measure(

@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vsae import parallel
 from vsae.activations import JoinedSource, Source
+from vsae.activations.together import Team
 from vsae.files import digest
 from vsae.run import RUN, Run
 from vsae.training import guard
@@ -49,7 +51,7 @@ def train(
     """
     out = Path(out)
     with ExitStack() as claims:
-        asked = _asked(source, {out: (recipe, config)}, val, claims)
+        asked = _asked(source, {out: (recipe, config)}, val, claims, Team.of_launch().rank)
         _fit(source, asked, val, progress, lone=True)
         return Run.load(out)
 
@@ -66,6 +68,8 @@ def sweep(
     they are, and a run whose loss diverges is given up while the others go on. Raises as `train` does, but no FloatingPointError; ValueError also
     where the settings in `ONE_STREAM` are not the same for all.
     """
+    if Team.of_launch().size > 1:
+        raise ValueError("a sweep trains in one process: start it without torchrun or accelerate launch.")
     for name in ONE_STREAM:
         if len(found := {getattr(config, name) for _, config in runs.values()}) > 1:
             raise ValueError(
@@ -88,9 +92,13 @@ class Asked(NamedTuple):
 
 
 def _asked(
-    source: Source, runs: Mapping[Path, tuple[Recipe, TrainConfig]], val: Source | None, claims: ExitStack
+    source: Source,
+    runs: Mapping[Path, tuple[Recipe, TrainConfig]],
+    val: Source | None,
+    claims: ExitStack,
+    rank: int = 0,
 ) -> list[Asked]:
-    """Claim every directory, hold each to its request, and return what is left to do."""
+    """Claim every directory, hold each to its request, and return what is left to do. Of several processes the first does, for all."""
     identity: dict[str, Any] = {
         "source": digest(source.fingerprint),
         "val": digest(val.fingerprint) if val is not None else None,
@@ -99,8 +107,9 @@ def _asked(
     for out, (wanted, config) in runs.items():
         recipe = fitted(wanted, source)
         about = {"recipe": {"name": recipe.name, "fields": asdict(recipe)}, "config": asdict(config)}
-        claims.enter_context(guard.claimed(out))
-        guard.hold_to(out, about | identity)
+        if rank == 0:
+            claims.enter_context(guard.claimed(out))
+            guard.hold_to(out, about | identity)
         if not (out / RUN).exists():
             left.append(Asked(out, recipe, config, about | identity))
     return left
@@ -131,6 +140,8 @@ def _learn(source: Source, asked: list[Asked], val: Source | None, progress: boo
     behind = min(students, key=lambda student: student.training.tokens).training
     config, device, tokens = students[0].config, students[0].device, behind.tokens
     batches = source.batches(config.batch_size, config.seed, behind.loader)
+    layout = students[0].layout
+    progress = progress and layout.rank == 0
     display = Display(max(student.budget for student in students), tokens, progress, config.log_every_seconds)
 
     def dismissed(student: Student, error: FloatingPointError) -> None:
@@ -164,15 +175,15 @@ def _learn(source: Source, asked: list[Asked], val: Source | None, progress: boo
             wanting = [student for student in level if student.wants_heldout] if val is not None else []
             for student, found in zip(wanting, heldout(wanting, val, config.eval_rows), strict=True):
                 student.note_heldout(found)
-            saved = None
+            saved, stop = None, bool(level) and stopped(interruption, level[0])
             for student in level:
-                if student.wants_saving or interruption:
+                if student.wants_saving or stop:
                     try:
                         saved = student.save(batches.state())
                     except FloatingPointError as error:
                         dismissed(student, error)
             learning = [student for student in learning if not student.done]
-            if interruption and learning:
+            if learning and stop:
                 where = saved if len(students) == 1 else "each run's own directory"
                 raise SystemExit(
                     f"stopped by {interruption.name} at step {max(s.training.step for s in students):,}, saved in {where}: the same call goes on from there."
@@ -183,13 +194,22 @@ def _learn(source: Source, asked: list[Asked], val: Source | None, progress: boo
         student.finish(metrics, val)
 
 
+def stopped(interruption: guard.Interruption, student: Student) -> bool:
+    """Was a signal seen? Several processes see it at different steps, and agree when they look."""
+    if student.layout.size == 1:
+        return bool(interruption)
+    return student.looked and parallel.agreed(bool(interruption), student.layout, student.device)
+
+
 def heldout(students: Sequence[Student], val: Source | None, limit: int | None) -> list[Heldout]:
     """Measure the SAEs as they would be saved, on raw rows of `val`: always the same ones, `limit` of them, read once for all."""
     if not students or val is None:
         return []
     config, device = students[0].config, students[0].device
     batches = val.batches(config.batch_size, config.seed, epochs=1)
-    return measure_each([student.fused() for student in students], (batch.values for batch in batches), device, limit)
+    layout = replace(students[0].layout, over_rows=None)  # every process measures the same rows
+    with parallel.step_of(layout, 0):
+        return measure_each([each.fused() for each in students], (batch.values for batch in batches), device, limit)
 
 
 def moved(values: Float[Tensor, "rows d_model"], device: torch.device) -> Float[Tensor, "rows d_model"]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vsae import parallel
 from vsae.objectives import Loss
 from vsae.sae import SAE
 from vsae.training.checkpoint import Checkpoint
@@ -41,7 +42,7 @@ class Training:
 
     def note(self, loss: Loss, grad_norm: Float[Tensor, ""]) -> None:
         """Count a step. Nothing here waits for the device."""
-        rows = len(loss.target)
+        rows = parallel.all_rows(len(loss.target))
         self.gauge.add(self.step, loss, grad_norm)
         self.clock.tick(loss.output.code, rows)
         self.step += 1
@@ -51,7 +52,7 @@ class Training:
         """Renew `numbers`, `watch` and `dead`; here the host waits. Raises FloatingPointError when a number is not finite or the run diverges."""
         numbers = self.gauge.read(self.step)
         self.watch.see(numbers["nmse"])
-        self.dead = self.clock.dead(dead_tokens)
+        self.dead = self.sae.dictionary.everywhere(self.clock.dead(dead_tokens))
         self.numbers = numbers | {"dead_share": len(self.dead) / self.sae.n_latents}
         if (trust := getattr(self.sae.encoder, "trust", None)) is not None:
             self.numbers["selection_recall"] = trust.recall

@@ -21,14 +21,17 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from vsae import parallel
 from vsae.activations import JoinedSource, Source
 from vsae.controllers import Controller
 from vsae.encoders import Linear
 from vsae.files import read_json, write_json
-from vsae.objectives import Loss, Objective
+from vsae.objectives import Loss, Objective, auxk, l1
 from vsae.ops.rescored import Trust, is_fast
+from vsae.parallel import Layout
 from vsae.run import SELF_CHECK_ROWS, save_run, versions
 from vsae.sae import SAE
+from vsae.sharded import divided, joined
 from vsae.training import checkpoint
 from vsae.training.config import TrainConfig
 from vsae.training.dead import FiringClock, default_dead_tokens
@@ -85,27 +88,50 @@ class Student:
 
         sample = self.normalise(shared.rows(config.init_rows, config.seed).to(device))
         mean = self.normalise(moments.mean.float().to(device)[None])[0]
+        self.layout = layout = Layout.of(device, config.shards)
         sae = recipe.build(sample, mean, config.seed).to(device)
-        if isinstance(sae.encoder, Linear) and (
-            config.selection == "rescored" or (config.selection == "auto" and is_fast(device))
-        ):
-            sae.encoder.trust = Trust().to(device)
+        trust(sae, config, device)
+        if layout.size > 1:
+            demand_sums(recipe, sae)
+        if layout.shards > 1:
+            sae = divided(sae, layout)
+            trust(sae, config, device)
         self.objective = recipe.objective()
         self.training = Training(
             sae,
             torch.optim.Adam(sae.parameter_groups(), lr=self.peak, betas=(config.beta1, config.beta2), fused=True),
-            FiringClock(sae.n_latents, device),
+            FiringClock(sae.dictionary.n_here, device),
             Gauge(config.check_every, float(sae.ends(self.normalise.spread(moments)[None]).target.sum()), device),
             torch.nn.ModuleList(recipe.controllers()).to(device),
             dead=torch.zeros(0, dtype=torch.int64, device=device),
         )
         self.folder = out / "checkpoint"
-        checkpoint.clear(self.folder)
-        if (last := checkpoint.newest(self.folder)) is not None:
-            self.training.restore(last)
+        if layout.shards > 1:
+            self.folder /= f"shard-{layout.shard + 1}-of-{layout.shards}"
+        if self.writes:
+            checkpoint.clear(self.folder)
+        self.restore()
         self.trackers = Trackers(self.hardware, config, out, request, self.training.step)
         self.saved_at = time.monotonic()
         self.rate = 0.0
+
+    @property
+    def writes(self) -> bool:
+        """Is it this process that writes what it has: of those with the same latents, the first?"""
+        return self.layout.part == 0
+
+    def restore(self) -> None:
+        """Go back to the newest checkpoint that all processes have."""
+        last = checkpoint.newest(self.folder)
+        step = parallel.least(-1 if last is None else last.step, self.layout, self.device)
+        if last is not None and last.step > step >= 0:
+            last = checkpoint.newest(self.folder, step)
+        if last is not None and step >= 0:
+            if last.step != step:
+                raise ValueError(
+                    f"{self.folder} has no whole checkpoint of step {step}, as the other processes have: remove {self.folder.parent}."
+                )
+            self.training.restore(last)
 
     @property
     def done(self) -> bool:
@@ -119,17 +145,20 @@ class Student:
     def learn(self, raw: Float[Tensor, "batch columns"]) -> None:
         """One step on raw rows of the device, and a look where one is due. Raises FloatingPointError with what there is to go back to."""
         training, config = self.training, self.config
-        x = self.normalise(raw)
-        self.rate = self.peak * lr_factor(training.tokens, len(x), self.budget, config.warmup, config.decay)
+        x = self.normalise(self.layout.cut(raw))
+        self.rate = self.peak * lr_factor(training.tokens, len(raw), self.budget, config.warmup, config.decay)
         for group in training.optimiser.param_groups:
             group["lr"] = self.rate * group["rate"]
         # Noise, where a method has some, is the same after a resume, and whoever else learns beside.
         torch.manual_seed(config.seed * 1_000_003 + training.step)
-        loss = step(training, self.objective, self.hardware, x, config.clip, training.tokens / self.budget)
+        with parallel.step_of(self.layout, len(raw)):
+            progress = training.tokens / self.budget
+            loss = step(training, self.objective, self.hardware, x, config.clip, progress, self.layout)
+            terms = {name: parallel.sum_rows(value) for name, value in loss.terms.items()} if self.looked else {}
         if self.looked:
             with self.explained():
                 training.look(self.dead_tokens)
-            terms = {name: float(value) for name, value in loss.terms.items()}
+            terms = {name: float(value) for name, value in terms.items()}
             self.trackers.log(training.step, "train", training.numbers | terms | {"lr": self.rate})
 
     @property
@@ -144,6 +173,8 @@ class Student:
     @property
     def wants_saving(self) -> bool:
         late = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+        if self.layout.size > 1:  # clocks differ
+            late = self.looked and parallel.agreed(late, self.layout, self.device)
         due = self.training.step % self.config.checkpoint_every == 0 or late
         return self.done or (due and not self.training.watch.bad)
 
@@ -152,9 +183,10 @@ class Student:
         with self.explained():
             self.training.gauge.read(self.training.step)
         self.training.loader = position
-        saved = checkpoint.save(self.folder, self.training.checkpoint())
+        if self.writes:
+            checkpoint.save(self.folder, self.training.checkpoint())
         self.saved_at = time.monotonic()
-        return saved
+        return self.folder / f"{checkpoint.PREFIX}{self.training.step:08d}"
 
     def fused(self) -> SAE:
         """The SAE as it would be saved, on raw rows."""
@@ -171,7 +203,10 @@ class Student:
             "training": self.training.summary()
             | {"budget": self.budget, "lr": self.peak, "dead_tokens": self.dead_tokens},
         }
-        save_run(self.out, self.fused(), rows, self.request | about)
+        whole = joined(self.fused())
+        if self.layout.rank == 0:
+            save_run(self.out, whole, rows, self.request | about)
+        parallel.wait(self.layout)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -194,14 +229,19 @@ def step(
     x: Float[Tensor, "batch columns"],
     clip: float,
     progress: float,
+    layout: Layout = Layout(),  # noqa: B008 (frozen)
 ) -> Loss:
     """One step on normalised rows; nothing in it waits for the device. `objective`: called as an `Objective` is. `clip`: largest gradient norm, 0 for any. `progress`: share of the budget done."""
     sae = training.sae
     with hardware.autocast():
         loss = objective(sae, x, training.dead, progress)
     hardware.backward(loss.total)
+    parallel.sum_gradients_(sae.parameters(), layout)
     sae.project_gradients_()
-    grad_norm = hardware.clip_grad_norm_(sae.parameters(), clip or math.inf)
+    if layout.shards > 1:
+        grad_norm = parallel.clip_(sae, clip or math.inf, layout)
+    else:
+        grad_norm = hardware.clip_grad_norm_(sae.parameters(), clip or math.inf)
     training.optimiser.step()
     training.optimiser.zero_grad(set_to_none=True)
     sae.project_()
@@ -209,6 +249,24 @@ def step(
     for controller in training.controllers:
         controller(training, x, loss)
     return loss
+
+
+def trust(sae: SAE, config: TrainConfig, device: torch.device) -> None:
+    """Let a linear encoder select at low precision, where that was asked for or is known to be fast."""
+    if isinstance(sae.encoder, Linear) and (
+        config.selection == "rescored" or (config.selection == "auto" and is_fast(device))
+    ):
+        sae.encoder.trust = Trust().to(device)
+
+
+def demand_sums(recipe: Recipe, sae: SAE) -> None:
+    """Raises ValueError for a recipe whose loss is not a sum over rows, given sums over all rows: several processes would train another."""
+    objective = recipe.objective()
+    known = objective.reconstruction is None and all(each.term in (auxk, l1) for each in objective.terms.values())
+    if not known or sae.sparsifier.batch_dependent or recipe.controllers():
+        raise ValueError(
+            f"{recipe.name} looks at more of a batch than its own rows, and trains in one process: start it without torchrun."
+        )
 
 
 def n_rows(source: Source) -> int | None:

@@ -2,10 +2,9 @@
 
 import importlib.util
 import json
-import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
@@ -23,8 +22,6 @@ def accelerator(config: TrainConfig, out: Path) -> Accelerator:
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but PyTorch finds no CUDA card here: choose auto or cpu.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("training runs in one process for now: start it without torchrun or accelerate launch.")
     # accelerate keeps its state for the life of a process, and would hold a second run to the first one's device and precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     on_cuda = config.device != "cpu" and torch.cuda.is_available()
@@ -44,6 +41,9 @@ class Trackers:
         self, accelerator: Accelerator, config: TrainConfig, out: Path, about: dict[str, Any], step: int
     ) -> None:
         self.accelerator, self.path = accelerator, out / "log.jsonl"
+        self.file: TextIO | None = None
+        if not accelerator.is_main_process:
+            return
         # A resumed run forgets what it logged after its checkpoint, or those steps would stand there twice.
         kept = [line for line in _lines(self.path) if line.get("step", step + 1) <= step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -70,11 +70,15 @@ class Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.accelerator.end_training()
+        if self.file is not None:
+            self.file.close()
+            for tracker in self.accelerator.trackers:  # end_training would end the process group, too
+                tracker.finish()
 
     def log(self, step: int, group: str, numbers: dict[str, float]) -> None:
-        """Note numbers of a step under `group/name`."""
+        """Note numbers of a step under `group/name`. Only the first of several processes does."""
+        if self.file is None:
+            return
         named = {f"{group}/{name}": value for name, value in numbers.items()}
         self.file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | named) + "\n")
         self.file.flush()
