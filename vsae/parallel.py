@@ -47,9 +47,7 @@ class Layout:
             raise ValueError(
                 f"training.shards is {shards}, which does not divide the {size} processes that were started."
             )
-        mesh = dist.device_mesh.init_device_mesh(
-            device.type, (size // shards, shards), mesh_dim_names=("rows", "latents")
-        )
+        mesh = dist.init_device_mesh(device.type, (size // shards, shards), mesh_dim_names=("rows", "latents"))
         groups = [
             mesh.get_group(name) if n > 1 else None for name, n in (("rows", size // shards), ("latents", shards))
         ]
@@ -172,7 +170,7 @@ class Copied(Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return summed(grad, ctx.group), None
 
 
@@ -184,7 +182,7 @@ class Reduced(Function):
         return summed(part, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 

@@ -154,12 +154,12 @@ class Student:
         with parallel.step_of(self.layout, len(raw)):
             progress = training.tokens / self.budget
             loss = step(training, self.objective, self.hardware, x, config.clip, progress, self.layout)
-            terms = {name: parallel.sum_rows(value) for name, value in loss.terms.items()} if self.looked else {}
+            terms = {name: parallel.sum_rows(value) for name, value in loss.terms.items() if self.looked}
         if self.looked:
             with self.explained():
                 training.look(self.dead_tokens)
-            terms = {name: float(value) for name, value in terms.items()}
-            self.trackers.log(training.step, "train", training.numbers | terms | {"lr": self.rate})
+            numbers = {name: float(value) for name, value in terms.items()}
+            self.trackers.log(training.step, "train", training.numbers | numbers | {"lr": self.rate})
 
     @property
     def wants_heldout(self) -> bool:
