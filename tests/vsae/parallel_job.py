@@ -15,10 +15,10 @@ import vsae
 from vsae.recipes import AbsTopK, ReLU, TopK
 
 SETTINGS = vsae.TrainConfig(
-    tokens=4000, batch_size=250, lr=1e-3, check_every=4, checkpoint_every=5, eval_every=8, dead_tokens=600, tracker="none",
+    tokens=4000, batch_size=250, lr=1e-3, check_every=4, checkpoint_every=5, eval_every=8, dead_tokens=500, tracker="none",
     selection="exact", device="cpu", seed=1,
 )  # fmt: skip
-RECIPES = {"topk": TopK(64, 3, auxk_coefficient=1.0), "abs_topk": AbsTopK(64, 3), "relu": ReLU(64)}
+RECIPES = {"topk": TopK(256, 3, auxk_coefficient=1.0), "abs_topk": AbsTopK(64, 3), "relu": ReLU(64)}
 CASES = [  # name, processes, shards, recipe, ends after so many batches
     ("topk-1", 1, 1, "topk", None),
     ("topk-2-rows", 2, 1, "topk", None),

@@ -53,7 +53,7 @@ def test_losses_and_codes_are_those_of_one_process(folder, several, one):
                 assert got[name] == pytest.approx(value, rel=1e-5, abs=1e-6), (want["step"], name)
     runs = [vsae.Run.load(folder / name) for name in (several, one)]
     x = torch.randn(200, 12, generator=torch.Generator().manual_seed(9))
-    codes = [run.sae.encode(x).dense(64) for run in runs]
+    codes = [run.sae.encode(x).dense(run.sae.n_latents) for run in runs]
     torch.testing.assert_close(codes[0], codes[1], rtol=1e-5, atol=1e-5)
     assert torch.equal(codes[0] != 0, codes[1] != 0)
     torch.testing.assert_close(runs[0].sae.W_enc, runs[1].sae.W_enc, rtol=1e-5, atol=1e-5)
