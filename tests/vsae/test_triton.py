@@ -94,9 +94,12 @@ def test_autocast_looks_in_bfloat16_and_decides_in_full():
     slow = reference.encode_topk(x, weight, bias, 1)
     assert code.values.dtype == torch.float32
     torch.testing.assert_close(code.dense(600), slow.dense(600), rtol=1e-4, atol=1e-4)
-    rounded = reference.preactivations(x.bfloat16().float(), weight.bfloat16().float(), bias)[:, :600]
-    low = triton_kernels.group_maxima(x, weight, bias, low=True)[:, :75]
-    torch.testing.assert_close(low, rounded.view(BATCH, -1, GROUP).amax(2), rtol=1e-4, atol=1e-4)
+    exact = reference.preactivations(x, weight, bias).view(BATCH, -1, GROUP).amax(2)
+    low = triton_kernels.group_maxima(x, weight, bias, low=True)
+    torch.testing.assert_close(
+        low, exact, rtol=0, atol=0.4
+    )  # 2 ** -7 of factors' products: cards round, the interpreter cuts
+    assert (low - exact).abs().max() > 1e-4
 
 
 def test_everything_may_be_strided():
