@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from vsae.activations.together import Team
 from vsae.files import digest, write_text
 from vsae.training.config import TrainConfig
 
@@ -42,7 +43,7 @@ class Trackers:
     ) -> None:
         self.accelerator, self.path = accelerator, out / "log.jsonl"
         self.file: TextIO | None = None
-        if not accelerator.is_main_process:
+        if Team.of_launch().rank:
             return
         # A resumed run forgets what it logged after its checkpoint, or those steps would stand there twice.
         kept = [line for line in _lines(self.path) if line.get("step", step + 1) <= step]
