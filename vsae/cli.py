@@ -80,7 +80,9 @@ def command(name: str, rest: list[str]) -> None:
         "demo": (jobs.Demo, demo.demo),
     }
     if name == "train":
-        print(about.run(train(config.parse(train_type(rest), rest, "vsae train"))))
+        found = train(config.parse(train_type(rest), rest, "vsae train"))
+        if not isinstance(found, dict):  # a sweep has said what came of it
+            print(about.run(found))
     elif name == "eval":
         evaluations.command(rest)
     elif name in simple:

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import vsae
 from vsae import cli, config, jobs, sweeps
+from vsae.activations import write_store
 from vsae.recipes import RECIPES, BatchTopK, RATopK, TopK
 from vsae.training import loop
 from vsae.training.config import TrainConfig
@@ -212,3 +214,22 @@ def test_a_sweep_leaves_a_table_and_a_picture(rows, tmp_path, capsys):
     )
     with pytest.raises(FloatingPointError, match=r"1 of 2 runs were given up\. .*topk-lr1e_?\+?30"):
         cli.fit(broken, source(rows), val(rows))
+
+
+def test_the_command_trains_a_sweep_from_a_store(rows, tmp_path, capsys):
+    def chunks(first):
+        for batch in range(first, 25):
+            samples = [{"key": f"{batch}-{row}", "path": "", "caption": None, "label": None} for row in range(10)]
+            values = rows[batch * 100 :][:100].view(10, 10, 12)
+            tokens = SimpleNamespace(values=values, kinds=torch.zeros(10, 10, dtype=torch.uint8), grid=None)
+            yield SimpleNamespace(batch=batch, samples=samples, bad=[], activations={"blocks.1": tokens})
+
+    request = {"model": {"name": "m", "weights": "w", "preprocessing": {}}, "data": {"n": 250}}
+    write_store(tmp_path / "store", chunks, request, rows_per_shard=700, kind_names=("patch",))
+    settings = ["--training.tokens", "2000", "--training.batch-size", "200", "--training.tracker", "none"]
+    wanted = ["--sae.n-latents", "32", "--sweep", "k=2,4", "recipe=topk,batchtopk"]
+    cli.main(["train", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out"), *settings, *wanted])
+    names = ["batchtopk-k2", "batchtopk-k4", "topk-k2", "topk-k4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == names
+    assert all((tmp_path / "out" / name / "run.json").exists() for name in names)
+    assert "floor: NMSE 1" in capsys.readouterr().out

@@ -18,10 +18,12 @@ from vsae import parallel
 from vsae.activations import JoinedSource, Source
 from vsae.activations.together import Team
 from vsae.files import digest
+from vsae.fitted import Once
 from vsae.run import RUN, Run
 from vsae.training import guard
 from vsae.training.config import TrainConfig
 from vsae.training.heldout import Heldout, measure_each
+from vsae.training.once import fit_once
 from vsae.training.progress import Display
 from vsae.training.student import Recipe, Shared, Student, failure, give_up
 
@@ -38,13 +40,13 @@ class Failed(NamedTuple):
 
 def train(
     source: Source,
-    recipe: Recipe,
+    recipe: Recipe | Once,
     out: str | Path,
     config: TrainConfig = TrainConfig(),  # noqa: B008 (frozen)
     val: Source | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train the recipe's SAE on `source` and write the run directory `out`; held-out numbers come from `val`.
+    """Train (or fit) the recipe's SAE on `source` and write the run directory `out`; held-out numbers come from `val`.
 
     The same call goes on where an interrupted one was, and returns a finished run as it is. Raises ValueError when `out` holds another run or is in
     use, FloatingPointError when the loss is not finite or diverges, SystemExit after SIGINT or SIGTERM, a checkpoint having been written.
@@ -86,14 +88,14 @@ class Asked(NamedTuple):
     """A run that is not finished."""
 
     out: Path
-    recipe: Recipe
+    recipe: Recipe | Once
     config: TrainConfig
     request: dict[str, Any]
 
 
 def _asked(
     source: Source,
-    runs: Mapping[Path, tuple[Recipe, TrainConfig]],
+    runs: Mapping[Path, tuple[Recipe | Once, TrainConfig]],
     val: Source | None,
     claims: ExitStack,
     rank: int = 0,
@@ -105,7 +107,7 @@ def _asked(
     }
     left = []
     for out, (wanted, config) in runs.items():
-        recipe = fitted(wanted, source)
+        recipe = fitted(wanted, source) if isinstance(wanted, Recipe) else wanted
         about = {"recipe": {"name": recipe.name, "fields": asdict(recipe)}, "config": asdict(config)}
         if rank == 0:
             claims.enter_context(guard.claimed(out))
@@ -128,6 +130,10 @@ def fitted(recipe: Recipe, source: Source) -> Recipe:
 
 def _fit(source: Source, asked: list[Asked], val: Source | None, progress: bool, lone: bool = False) -> None:
     """Train all from their newest checkpoints to the ends of their budgets, and save the runs. `lone`: a failure is raised, not noted."""
+    for out, recipe, config, request in asked:
+        if isinstance(recipe, Once):
+            fit_once(source, recipe, out, config, val, request, progress)
+    asked = [each for each in asked if not isinstance(each.recipe, Once)]
     if not asked:
         return
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # steps seed the global generators
@@ -136,7 +142,11 @@ def _fit(source: Source, asked: list[Asked], val: Source | None, progress: bool,
 
 def _learn(source: Source, asked: list[Asked], val: Source | None, progress: bool, lone: bool) -> None:
     shared = Shared(source)
-    students = [Student(shared, each.recipe, each.config, each.out, each.request) for each in asked]
+    students = [
+        Student(shared, recipe, config, out, request)
+        for out, recipe, config, request in asked
+        if isinstance(recipe, Recipe)
+    ]
     behind = min(students, key=lambda student: student.training.tokens).training
     config, device, tokens = students[0].config, students[0].device, behind.tokens
     batches = source.batches(config.batch_size, config.seed, behind.loader)

@@ -91,6 +91,7 @@ class Student:
         self.layout = layout = Layout.of(device, config.shards)
         sae = recipe.build(sample, mean, config.seed).to(device)
         trust(sae, config, device)
+        sae.fuse(self.normalise.shift, self.normalise.scale)  # what could not be saved is refused before it is trained
         if layout.size > 1:
             demand_sums(recipe, sae)
         if layout.shards > 1:
@@ -234,7 +235,7 @@ def step(
     """One step on normalised rows; nothing in it waits for the device. `objective`: called as an `Objective` is. `clip`: largest gradient norm, 0 for any. `progress`: share of the budget done."""
     sae = training.sae
     with hardware.autocast():
-        loss = objective(sae, x, training.dead, progress)
+        loss = objective(sae, x, training.dead, progress, training.factors())
     hardware.backward(loss.total)
     parallel.sum_gradients_(sae.parameters(), layout)
     sae.project_gradients_()
