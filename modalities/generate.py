@@ -100,6 +100,10 @@ def generate(
             done |= {row["key"]: row for row in fresh}
         if progress is not None:
             progress(min(start + batch_size, len(dataset)), len(dataset))
+    if list(done) != (order := [key for key in dataset.keys if key in done]):
+        # an image that was lost was made again last: the list is that of an uninterrupted job all the same
+        done = {key: done[key] for key in order}
+        _replace(out / LIST, done.values())
     if not done:
         raise ValueError(
             f"none of the {len(dataset)} samples has a caption to paint: {unread[0].reason if unread else ''}"

@@ -118,11 +118,3 @@ def test_the_recipe_decides_which_options_there_are(tmp_path):
     assert (job.sae.n_latents, job.sae.k, job.training.tokens) == (64, 3, 1000)
     with pytest.raises(ValueError, match="no recipe 'topkk': did you mean 'topk'"):
         train_type(["--recipe", "topkk"])
-
-
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda path: path.name)
-def test_every_config_in_the_repository_is_a_job(path):
-    content = config.read_yaml(path)
-    job = train_type(["--config", str(path)]) if "recipe" in content else jobs.Extract
-    made = config.from_mapping(job, content, path.name)
-    assert made.out == Path(content["out"])

@@ -52,11 +52,11 @@ def test_what_a_format_cannot_express_is_said_loudly_and_once(tmp_path, theirs, 
 TOPK = "saelens sparsify dictionary_learning saev overcomplete"
 THRESHOLD = "saelens dictionary_learning saev overcomplete"
 WRITTEN = {
-    "relu": "saelens dictionary_learning saev openai overcomplete",
+    **dict.fromkeys(("relu", "sae_v"), "saelens dictionary_learning saev openai overcomplete"),
     "abs_topk": "saelens",
     "groupmax": "sparsify",
     "gated": "saelens dictionary_learning",
-    "feature_choice": "saelens dictionary_learning overcomplete",
+    **dict.fromkeys(("feature_choice", "gba"), "saelens dictionary_learning overcomplete"),
     **dict.fromkeys(("topk", "ra_topk", "a_topk", "tied", "vsae"), TOPK),
     **dict.fromkeys(("batchtopk", "jumprelu", "matryoshka", "ra_batchtopk"), THRESHOLD),
 }
