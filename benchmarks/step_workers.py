@@ -36,7 +36,8 @@ def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "aut
     from tempfile import mkdtemp
 
     from vsae.encoders import Linear
-    from vsae.ops.rescored import Trust, is_fast
+    from vsae.ops.coarse import fast_forms
+    from vsae.ops.rescored import Trust
     from vsae.recipes import RECIPES
     from vsae.training.config import TrainConfig
     from vsae.training.dead import FiringClock
@@ -49,8 +50,8 @@ def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "aut
     recipe_of = RECIPES[recipe](n_latents=n, k=k)
     sample = torch.randn(4 * n if recipe == "ra_topk" else 4096, d)
     sae = recipe_of.build(sample, sample.mean(0), 0)
-    if selection == "auto" and isinstance(sae.encoder, Linear) and is_fast(device):
-        sae.encoder.trust = Trust()
+    if selection == "auto" and isinstance(sae.encoder, Linear) and fast_forms(device):
+        sae.encoder.trust = Trust(fast_forms(device))
     hardware = accelerator(TrainConfig(tracker="none", device="cpu"), Path(mkdtemp()))
     training = Training(
         sae,

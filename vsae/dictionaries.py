@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vsae import ops
 from vsae.code import Code
+from vsae.ops.pieces import row_pieces
 from vsae.parts import Part
 
 
@@ -86,9 +87,9 @@ class Free(Dictionary):
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
-        grad = self.weight.grad
-        if self.unit_norm and grad is not None:
-            grad.addcmul_(self.weight, torch.linalg.vecdot(grad, self.weight)[:, None], value=-1)
+        if self.unit_norm and self.weight.grad is not None:
+            for atoms, grad in row_pieces(self.weight, self.weight.grad):
+                grad.addcmul_(atoms, torch.linalg.vecdot(grad, atoms)[:, None], value=-1)
 
     @torch.no_grad()
     def project_(self) -> None:

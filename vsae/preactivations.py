@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vsae import ops
 from vsae.code import Code
+from vsae.ops.largest import Magnitudes
 from vsae.ops.rescored import Trust
 
 
@@ -76,6 +77,9 @@ class Affine(PreActivations):
         return ops.encode_above(self.x, self.weight, self.bias, threshold)
 
     def pick(self, choose: Callable[[Tensor], Tensor]) -> Code:
+        if isinstance(choose, Magnitudes) and self.trust:
+            if code := self.trust.select(self.x, self.weight, self.bias, choose.k, signed=True):
+                return code
         return ops.pick(self.x, self.weight, self.bias, choose)
 
     def at(

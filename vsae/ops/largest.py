@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 GROUP = 16
 """Entries of which only the largest is looked at first."""
 
 
-def largest(u: Float[Tensor, "rows n_latents"], k: int) -> Int[Tensor, "rows k"]:
+def largest(u: Num[Tensor, "rows n_latents"], k: int) -> Int[Tensor, "rows k"]:
     """Indices of the k largest of each row, of equal ones any.
 
     The k largest lie in at most k of the groups {i, i + step, i + 2 step, ...}: in those whose own largest are the k largest.
@@ -24,7 +24,7 @@ def largest(u: Float[Tensor, "rows n_latents"], k: int) -> Int[Tensor, "rows k"]
     return members.gather(1, wide(u.gather(1, members)).topk(k, sorted=False).indices)
 
 
-def wide(u: Float[Tensor, "rows entries"]) -> Float[Tensor, "rows entries"]:
+def wide(u: Num[Tensor, "rows entries"]) -> Num[Tensor, "rows entries"]:
     """Half-precision numbers in float32, among which topk finds its way faster."""
     return u.float() if u.element_size() < 4 else u
 

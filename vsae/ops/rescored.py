@@ -1,29 +1,25 @@
-"""Top-k selection in bfloat16, values in full precision: several times cheaper where the processor multiplies bfloat16 faster.
+"""Top-k selection at low precision, values in full precision: several times cheaper where the processor multiplies int8 or bfloat16 faster.
 
-    candidates = the k + extra largest of bf16(x) bf16(W)^T + b      a matrix product at low precision
+    candidates = the k + extra largest of a coarse x W^T + b          a matrix product at low precision (coarse.py)
     u          = x W^T + b at the candidates                          batch * (k + extra) dot products in the weights' own precision
     code       = the k largest of u
 
 Values and gradients are exact; only an entry that is not among the candidates can be missed. `Trust` counts how many are, on the data at hand.
 """
 
-from functools import cache
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vsae.code import Code
-from vsae.ops.largest import largest
+from vsae.ops.coarse import coarse
+from vsae.ops.largest import Magnitudes, largest
 from vsae.ops.sparse import dots, entries, pick
 
 EXTRA = 16
-"""Candidates beyond k. With 16 to 32 of them, 0.99999 of the true top k are found on structured data, 0.999 on Gaussian noise (spec/performance.md)."""
-ROWS = 256
-"""Rows of pre-activations computed at a time."""
+"""Candidates beyond k. With 16, at least 0.9998 of the true top k were found on photos' features and on Gaussian noise, in int8 and bf16."""
 LEAST_RECALL = 0.9995
-"""Below this share of the true top k, selection is exact again."""
+"""Below this share of the true top k, the next form is tried, and selection is exact after the last."""
 
 
 def encode_topk(
@@ -31,77 +27,74 @@ def encode_topk(
     weight: Float[Tensor, "n_latents d_model"],
     bias: Float[Tensor, "n_latents"],
     k: int,
+    form: str = "bf16",
     extra: int = EXTRA,
+    signed: bool = False,
 ) -> Code:
-    """As `vsae.ops.encode_topk`, but for entries whose bfloat16 value is not among the k + extra largest."""
+    """As `vsae.ops.encode_topk`, but for entries whose coarse value is not among the k + extra largest. `signed`: the largest in magnitude, with their signs."""
     with torch.no_grad():
-        low_x, low_weight, low_bias = x.bfloat16(), weight.bfloat16(), bias.bfloat16()
         wide = min(k + extra, len(weight))
-        candidates = torch.cat([largest(torch.addmm(low_bias, some, low_weight.T), wide) for some in low_x.split(ROWS)])
+        candidates = torch.cat([largest(u.abs_() if signed else u, wide) for u in coarse(x, weight, bias, form)])
         exact = dots(x, weight, candidates) + bias[candidates]
-        values, slots = exact.topk(k, sorted=False)
-        indices = candidates.gather(1, slots)
-    return Code(entries(x, weight, bias, indices, values).relu(), indices)
-
-
-def is_fast(device: torch.device) -> bool:
-    """Does this processor multiply bfloat16 matrices faster than float32 ones? False where nobody can tell.
-
-    A rule, not a measurement, so that a run that goes on decides as it did: tiles (AMX), or AMD's AVX-512 BF16 (Zen 4 on). An Intel processor with the
-    instructions but without tiles was measured, and is slower.
-    """
-    if device.type != "cpu":
-        return False
-    tiles, vectors = (
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
-    return bool(tiles) or (bool(vectors) and "AuthenticAMD" in processor())
-
-
-@cache
-def processor() -> str:
-    """What Linux says of the processor; "" elsewhere."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.is_file() else ""
+        slots = (exact.abs() if signed else exact).topk(k, sorted=False).indices
+        values, indices = exact.gather(1, slots), candidates.gather(1, slots)
+    values = entries(x, weight, bias, indices, values)
+    return Code(values if signed else values.relu(), indices)
 
 
 class Trust(nn.Module):
-    """Selects by `encode_topk` as long as a running check finds at least LEAST_RECALL of the true top k, and exactly from then on.
+    """Selects by `encode_topk` in the first of `forms` for which a running check finds at least LEAST_RECALL of the true top k; exactly where none is left.
 
-    The first call and every `every`-th after it are checked on `rows` rows, before their result is used. The counts are buffers: a resumed run
-    goes on as it was.
+    A form's first call and every `every`-th after it are checked on `rows` rows, before their result is used. The counts are buffers: a resumed
+    run goes on as it was.
     """
 
     found: Tensor
     wanted: Tensor
     calls: Tensor
+    lost: Tensor
 
-    def __init__(self, every: int = 64, rows: int = 64):
+    def __init__(self, forms: tuple[str, ...] = ("bf16",), every: int = 64, rows: int = 64):
         super().__init__()
-        self.every, self.rows = every, rows
+        self.forms, self.every, self.rows = forms, every, rows
         self.register_buffer("found", torch.zeros((), dtype=torch.float64))
         self.register_buffer("wanted", torch.zeros((), dtype=torch.float64))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("lost", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def form(self) -> str | None:
+        """How it selects; None: exactly, as all forms are lost."""
+        return self.forms[int(self.lost)] if self.lost < len(self.forms) else None
 
     @property
     def recall(self) -> float:
-        """Share of the true top k that was found, an older check counting 0.9 times as much as the next; 1 before the first."""
+        """Share of the true top k that this form found, an older check counting 0.9 times as much as the next; 1 before the first and for exact selection."""
         return float(self.found / self.wanted) if self.wanted > 0 else 1.0
 
-    def select(self, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Code | None:
+    def select(self, x: Tensor, weight: Tensor, bias: Tensor, k: int, signed: bool = False) -> Code | None:
         """The code, or None where only an exact selection will do: k is no small part of the latents, or trust is lost."""
-        if 8 * (k + EXTRA) > len(weight) or self.recall < LEAST_RECALL:
+        if 8 * (k + EXTRA) > len(weight):
             return None
-        if int(self.calls) % self.every == 0:
-            self.check(x[: self.rows], weight, bias, k)
-        self.calls += 1
-        return encode_topk(x, weight, bias, k) if self.recall >= LEAST_RECALL else None
+        while form := self.form:
+            if int(self.calls) % self.every == 0:
+                self.check(x[: self.rows], weight, bias, k, form, signed)
+            if self.recall >= LEAST_RECALL:
+                self.calls += 1
+                return encode_topk(x, weight, bias, k, form, signed=signed)
+            self.lost += 1
+            for count in (self.found, self.wanted, self.calls):
+                count.zero_()
+        return None
 
     @torch.no_grad()
-    def check(self, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> None:
+    def check(self, x: Tensor, weight: Tensor, bias: Tensor, k: int, form: str, signed: bool) -> None:
         """Compare with the exact selection. A value that ties with the k-th counts as found."""
-        truth = pick(x, weight, bias, lambda u: largest(u, k)).values.relu()
+        choose = Magnitudes(k) if signed else lambda u: largest(u, k)
+        truth, got = (
+            code.values.abs() if signed else code.values.relu()
+            for code in (pick(x, weight, bias, choose), encode_topk(x, weight, bias, k, form, signed=signed))
+        )
         least = truth.amin(1, keepdim=True)
-        hits = (encode_topk(x, weight, bias, k).values >= least - 1e-6 * least.abs()).sum()
-        self.found.mul_(0.9).add_(hits)
+        self.found.mul_(0.9).add_((got >= least - 1e-6 * least).sum())
         self.wanted.mul_(0.9).add_(truth.numel())

@@ -35,8 +35,8 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers of the matrix products; weights and optimiser stay fp32. auto: bf16 on CUDA cards that have it, fp32 elsewhere."""
     selection: Literal["auto", "exact", "rescored"] = "auto"
-    """How a linear encoder finds the k largest in training. rescored: in bf16, then again exactly, watched, and given up when it misses more than 0.05 %.
-    auto: so where the processor has bf16 products, else exact."""
+    """How a linear encoder finds the k largest in training. rescored: in int8 or bf16, then again exactly, watched, and given up when it misses more
+    than 0.05 %. auto: so where the processor multiplies int8 or bf16 faster, else exact."""
     normalise: Literal["none", "scale", "standardise"] = "scale"
     """Of the activations, folded into the weights when the run is saved. scale: E||x||^2 = d_model. standardise: every dimension to mean 0, variance 1."""
     init_rows: int = 65_536

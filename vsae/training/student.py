@@ -27,7 +27,8 @@ from vsae.controllers import Controller
 from vsae.encoders import Linear
 from vsae.files import read_json, write_json
 from vsae.objectives import Loss, Objective, auxk, l1
-from vsae.ops.rescored import Trust, is_fast
+from vsae.ops.coarse import fast_forms
+from vsae.ops.rescored import Trust
 from vsae.parallel import Layout
 from vsae.run import SELF_CHECK_ROWS, save_run, versions
 from vsae.sae import SAE
@@ -254,10 +255,9 @@ def step(
 
 def trust(sae: SAE, config: TrainConfig, device: torch.device) -> None:
     """Let a linear encoder select at low precision, where that was asked for or is known to be fast."""
-    if isinstance(sae.encoder, Linear) and (
-        config.selection == "rescored" or (config.selection == "auto" and is_fast(device))
-    ):
-        sae.encoder.trust = Trust().to(device)
+    forms = {"auto": fast_forms(device), "exact": (), "rescored": fast_forms(device) or ("bf16",)}[config.selection]
+    if forms and isinstance(sae.encoder, Linear):
+        sae.encoder.trust = Trust(forms).to(device)
 
 
 def demand_sums(recipe: Recipe, sae: SAE) -> None:
