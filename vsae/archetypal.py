@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vsae.dictionaries import Dictionary
+from vsae.ops.pieces import row_pieces
 
 DRIFT = 200.0
 """W's learning rate is DRIFT / anchors of the others'. Adam moves each entry of a row by about the learning rate and clipping keeps the ones that rose, so a
@@ -80,11 +81,13 @@ class RelaxedArchetypal(Dictionary):
     @torch.no_grad()
     def project_(self) -> None:
         self._cache = None
-        best = self.W.argmax(1, keepdim=True)
-        self.W.relu_()
-        sums = self.W.sum(1, keepdim=True)
-        self.W.scatter_add_(1, best, (sums == 0).to(self.W.dtype))
-        self.W.div_(torch.where(sums == 0, 1, sums))
+        for (rows,) in row_pieces(self.W):
+            sums = rows.relu().sum(1, keepdim=True)
+            empty = sums == 0
+            best = rows.argmax(1, keepdim=True) if rows.is_cuda or empty.any() else None  # on a CPU asking is the cheaper
+            rows.relu_().div_(torch.where(empty, 1, sums))
+            if best is not None:
+                rows.scatter_add_(1, best, empty.to(rows.dtype))
         norms = torch.linalg.vector_norm(self.Lambda, dim=1, keepdim=True)
         self.Lambda.mul_((self.delta / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1))
 

@@ -77,10 +77,10 @@ class Affine(PreActivations):
         return ops.encode_above(self.x, self.weight, self.bias, threshold)
 
     def pick(self, choose: Callable[[Tensor], Tensor]) -> Code:
+        code = None
         if isinstance(choose, Magnitudes) and self.trust:
-            if code := self.trust.select(self.x, self.weight, self.bias, choose.k, signed=True):
-                return code
-        return ops.pick(self.x, self.weight, self.bias, choose)
+            code = self.trust.select(self.x, self.weight, self.bias, choose.k, signed=True)
+        return code or ops.pick(self.x, self.weight, self.bias, choose)
 
     def at(
         self, indices: Int[Tensor, "batch k"], values: Float[Tensor, "batch k"] | None = None
