@@ -8,8 +8,8 @@ limit       what no exact dense encoder can do without: one fp32 encoder product
 vsae        forward, loss, backward, clipping, optimiser, projection, dead tracking: the loop's own step (selection auto | exact)
 peers       their public classes with their own loop's step, AuxK inactive (no latent is dead after a few steps), float32
 
-Every contestant lives in its own process and waits for its turn (A-B-A-B), one step at a time: a machine that slows down slows all of them. Medians,
-ratios to the limit and to vsae of the same rounds, by the clock and by processor time (which other jobs on the machine disturb less), and peak memory
+Every contestant lives in its own process and waits for its turn (A-B-A-B): a step that is not counted, for a run's steps follow each other, and two that
+are, as one number. A machine that slows down slows all of them. Threads wait as OpenMP's defaults have it. Medians, ratios to the limit and to vsae of the same rounds, by the clock and by processor time (which other jobs on the machine disturb less), and peak memory
 over what a process with the data and parameters has. `--encode` measures encoding alone. A peer that lives in a folder of its own is given by --peer NAME=FOLDER,
 which goes before the others on PYTHONPATH; one in a virtual environment by its interpreter, --peer NAME=ENVIRONMENT/bin/python.
 """
@@ -40,12 +40,12 @@ NAMES = (
 
 
 class Contestant:
-    """A process that makes one step whenever it is asked."""
+    """A process that makes a few steps whenever it is asked."""
 
     def __init__(self, name: str, shape: list[int], threads: int, folder: str | None, encode: bool) -> None:
         own = folder is not None and Path(folder).is_file()
         path = os.pathsep.join(part for part in (None if own else folder, os.environ.get("PYTHONPATH")) if part)
-        env = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path}
+        env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
         job = json.dumps({"name": name, "shape": shape, "encode": encode})
         self.name = name
         self.process = subprocess.Popen(

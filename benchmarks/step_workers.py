@@ -1,4 +1,4 @@
-"""The contestants of step.py, one to a process: reads its job as JSON, says that it is ready, then makes one step for every line it is sent."""
+"""The contestants of step.py, one to a process: reads its job as JSON, says that it is ready, then makes a few steps for every line it is sent."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 LR = 1e-4
+COUNTED = 2
 Step = Callable[[torch.Tensor], object]
 
 
@@ -216,9 +217,11 @@ def main() -> None:
         return
     print(json.dumps({"ready": True}), file=out, flush=True)
     for _ in sys.stdin:
-        start, work = time.perf_counter(), time.process_time()
         step(x)
-        seconds, processor = time.perf_counter() - start, time.process_time() - work
+        start, work = time.perf_counter(), time.process_time()
+        for _ in range(COUNTED):
+            step(x)
+        seconds, processor = (time.perf_counter() - start) / COUNTED, (time.process_time() - work) / COUNTED
         over = memory_mb() - max(before, imported)
         print(json.dumps({"seconds": seconds, "processor": processor, "memory_mb": over}), file=out, flush=True)
 

@@ -84,7 +84,9 @@ class RelaxedArchetypal(Dictionary):
         for (rows,) in row_pieces(self.W):
             sums = rows.relu().sum(1, keepdim=True)
             empty = sums == 0
-            best = rows.argmax(1, keepdim=True) if rows.is_cuda or empty.any() else None  # on a CPU asking is the cheaper
+            best = (
+                rows.argmax(1, keepdim=True) if rows.is_cuda or empty.any() else None
+            )  # on a CPU asking is the cheaper
             rows.relu_().div_(torch.where(empty, 1, sums))
             if best is not None:
                 rows.scatter_add_(1, best, empty.to(rows.dtype))

@@ -43,6 +43,8 @@ class Linear(Encoder):
 
     trust: Trust | None
     """Given one, it selects at low precision in training, as long as that finds the same latents."""
+    quick: bool = False
+    """Does it do so outside of training, too?"""
 
     def __init__(self, weight: Float[Tensor, "n_latents d_model"], bias: Float[Tensor, "n_latents"]):
         super().__init__()
@@ -57,7 +59,7 @@ class Linear(Encoder):
         return type(self)(self.weight, self.bias)
 
     def forward(self, x: Float[Tensor, "batch d_model"], dictionary: Dictionary) -> Affine:
-        return Affine(x, self.weight, self.bias, self.trust if self.training else None)
+        return Affine(x, self.weight, self.bias, self.trust if self.training or self.quick else None)
 
 
 class Tied(Encoder):

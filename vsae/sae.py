@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from vsae.code import Code
 from vsae.dictionaries import Dictionary, Free
 from vsae.encoders import Encoder, Linear
+from vsae.ops.coarse import fast_forms
+from vsae.ops.rescored import Trust
 from vsae.preactivations import PreActivations
 from vsae.sparsifiers import Sparsifier
 
@@ -132,6 +134,16 @@ class SAE(nn.Module):
 
     def encode(self, x: Float[Tensor, "batch d_model"]) -> Code:
         return self.sparsifier(self.preactivations(x))
+
+    def quick(self) -> "SAE":
+        """Let a linear encoder look for the k largest at low precision in eval mode, too, where the processor is faster at it; changes and returns this SAE.
+
+        Values stay exact, and a check on every 64th call goes back to exact selection where more than 0.05 % of the latents are missed. A row's
+        misses may depend on the rows beside it, so measurements that must not are better made without.
+        """
+        if isinstance(self.encoder, Linear) and (forms := fast_forms(self.b_dec.device)):
+            self.encoder.trust, self.encoder.quick = Trust(forms).to(self.b_dec.device), True
+        return self
 
     def decode(self, code: Code) -> Float[Tensor, "batch d_model"]:
         x_hat = self.dictionary.decode(code) + self.b_dec

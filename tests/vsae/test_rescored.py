@@ -1,5 +1,7 @@
 """Selection at low precision: exact values and gradients, and trusted only as long as it finds the same latents."""
 
+from threading import Thread
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,11 @@ from vsae.ops import rescored
 from vsae.ops.coarse import coarse
 from vsae.ops.largest import Magnitudes, largest
 from vsae.ops.rescored import Trust
+from vsae.ops.scratch import scratch
 from vsae.preactivations import Affine
 from vsae.recipes import TopK
+from vsae.sae import SAE
+from vsae.sparsifiers import TopK as TopKRule
 
 D, N, K = 32, 1024, 8
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,6 +180,43 @@ def test_only_training_selects_so():
     assert isinstance(encoder(x, atoms).trust, Trust) and encoder.eval()(x, atoms).trust is None
     assert encoder.fold(torch.ones(D), atoms).trust is None
     assert set(encoder.state_dict()) == {"weight", "bias", "trust.found", "trust.wanted", "trust.calls", "trust.lost"}
+
+
+def test_a_quick_sae_selects_so_outside_of_training_where_that_is_fast(monkeypatch):
+    x, weight, bias = structured()
+    sae = SAE.from_weights(weight.T, bias, weight, torch.zeros(D), TopKRule(K))
+    exact = sae.encode(x)
+    monkeypatch.setattr("vsae.sae.fast_forms", lambda device: ())
+    assert sae.quick().encoder.trust is None
+    monkeypatch.setattr("vsae.sae.fast_forms", lambda device: FORMS)
+    torch.testing.assert_close(sae.quick().encode(x).dense(N), exact.dense(N))
+    assert int(sae.encoder.trust.calls) == 1
+
+
+def test_working_memory_is_used_again_but_never_twice_at_once():
+    def block(rows, dtype=torch.float32):
+        return scratch((rows, 8), dtype, torch.device("cpu"))
+
+    with block(4) as outer:
+        outer.fill_(1)
+        with block(4) as inner:
+            inner.fill_(2)
+        assert (outer == 1).all() and outer.shape == (4, 8)
+    kept = outer.data_ptr()
+    with pytest.raises(RuntimeError), block(2, torch.int32) as smaller:
+        assert smaller.data_ptr() == kept and smaller.dtype == torch.int32
+        raise RuntimeError
+    with block(2) as again:
+        assert again.data_ptr() == kept
+    with block(400) as larger:
+        assert larger.shape == (400, 8)
+    found = []
+    thread = Thread(target=lambda: found.append(ops.encode_topk(*structured(), K)))
+    with block(400) as mine:
+        mine.fill_(3)
+        thread.start()
+        thread.join()
+        assert (mine == 3).all() and len(found) == 1
 
 
 def test_training_ends_where_exact_selection_ends(tmp_path):

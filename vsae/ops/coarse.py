@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsae.ops.pieces import row_pieces
+from vsae.ops.scratch import scratch
 
 ROWS = {"int8": 512, "bf16": 256}
 """Rows of pre-activations computed at a time: with 16,384 latents, what stays near the cache."""
@@ -45,11 +46,11 @@ def _int8(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
     row_scale.masked_fill_(row_scale == 0, 1)
     low_x, low_weight = rows.div(row_scale).round_().to(torch.int8), rounded(weight, weight_scale)
     row_factor, low_bias = _as_product(bias.float() / weight_scale, row_scale)
-    buffer = torch.empty(min(ROWS["int8"], len(x)), len(weight), dtype=torch.int32, device=x.device)
-    for some, factor in zip(low_x.split(ROWS["int8"]), row_factor.split(ROWS["int8"]), strict=True):
-        u = buffer[: len(some)]
-        torch._int_mm(some, low_weight.T, out=u)
-        yield u.addcmul_(factor, low_bias)
+    with scratch((min(ROWS["int8"], len(x)), len(weight)), torch.int32, x.device) as buffer:
+        for some, factor in zip(low_x.split(ROWS["int8"]), row_factor.split(ROWS["int8"]), strict=True):
+            u = buffer[: len(some)]
+            torch._int_mm(some, low_weight.T, out=u)
+            yield u.addcmul_(factor, low_bias)
 
 
 def rounded(weight: Tensor, scale: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from vsae.code import Code
 from vsae.ops import triton_path
 from vsae.ops.largest import Magnitudes, largest
+from vsae.ops.scratch import scratch
 
 WIDE = 8
 """embedding_bag does about an eighth of a matrix product's multiplications a second: at n_latents / 8 slots the dense product overtakes."""
@@ -44,10 +45,10 @@ def scores(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, Tenso
         for lo in range(0, max(1, len(x)), rows):
             yield lo, F.linear(x[lo : lo + rows], weight, bias)
         return
-    buffer = x.new_empty(min(rows, len(x)), len(weight))
-    for lo in range(0, max(1, len(x)), rows):  # an empty batch is one empty chunk
-        chunk = x[lo : lo + rows]
-        yield lo, torch.addmm(bias, chunk, weight.T, out=buffer[: len(chunk)])
+    with scratch((min(rows, len(x)), len(weight)), x.dtype, x.device) as buffer:
+        for lo in range(0, max(1, len(x)), rows):  # an empty batch is one empty chunk
+            chunk = x[lo : lo + rows]
+            yield lo, torch.addmm(bias, chunk, weight.T, out=buffer[: len(chunk)])
 
 
 def pick(

@@ -240,10 +240,8 @@ def step(
     hardware.backward(loss.total)
     parallel.sum_gradients_(sae.parameters(), layout)
     sae.project_gradients_()
-    if layout.shards > 1:
-        grad_norm = parallel.clip_(sae, clip or math.inf, layout)
-    else:
-        grad_norm = clip_(sae, clip or math.inf)
+    most = clip or math.inf
+    grad_norm = parallel.clip_(sae, most, layout) if layout.shards > 1 else clip_(sae, most)
     training.optimiser.step()
     training.optimiser.zero_grad(set_to_none=True)
     sae.project_()
