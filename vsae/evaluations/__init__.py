@@ -4,6 +4,7 @@ A room here is a few evaluations of one subject: a function each, which takes it
 """
 
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,17 @@ def command(arguments: list[str]) -> None:
 
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:<15} {text}" for name, (_, text) in EVALUATIONS.items())
-        print(f"vsae eval NAME: measure runs\n\n{lines}\n\nvsae eval NAME --help lists its options.")
+        print(
+            f"vsae eval NAME: measure runs\n\n{lines}\n\n"
+            "vsae eval NAME --help lists its options, --about says what its numbers mean, their floor and their traps."
+        )
         return
     name, rest = arguments[0], arguments[1:]
     if name not in EVALUATIONS:
         raise ValueError(f"there is no evaluation '{name}'{config.near(name, EVALUATIONS)}")
+    if "--about" in rest:
+        show_page(name)
+        return
     room = import_module(f"vsae.evaluations.{EVALUATIONS[name][0]}")
     if name == "recovery" and "--all" in rest:
         rest.remove("--all")
@@ -72,6 +79,14 @@ def command(arguments: list[str]) -> None:
         return
     job, evaluate = room.JOBS[name]
     evaluate(config.parse(job, rest, f"vsae eval {name}"))
+
+
+def show_page(name: str) -> None:
+    """Print the page of an evaluation: what its numbers mean, their floor, their traps."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown((files("evals") / "pages" / f"{name}.md").read_text()))
 
 
 def told(table: "Table", out: Path) -> Path:
