@@ -7,7 +7,8 @@
     kNN                    distance to the k-th nearest training sample, unit length         2204.06507
     ViM                    a |x - o, outside the first principal components| + energy        2203.10807; o = -W^+ b, a = mean max logit / mean residual
 
-Covariances are shrunk towards a multiple of the identity by Ledoit and Wolf's closed form, so that there may be fewer samples than dimensions.
+Covariances are shrunk towards a multiple of the identity by Ledoit and Wolf's closed form, so that there may be fewer samples than dimensions. The S of all is
+shrunk as that within classes is: by amounts of their own, their difference is mostly that of the amounts, and far samples come out as near ones (ours).
 Mahalanobis and kNN are also for codes, as dense rows.
 """
 
@@ -43,10 +44,17 @@ class Gaussians:
     vectors: Float[np.ndarray, "d rank"]
     less: Float[np.ndarray, "rank"]
     last: float
+    shrinkage: tuple[float, float]
+    """S = (1 - shrinkage) covariance + shrinkage * scale I: shrinkage and scale."""
 
     @staticmethod
-    def fit(x: Float[np.ndarray, "samples d"], labels: Int[np.ndarray, "samples"], n_classes: int) -> "Gaussians":
-        """Raises ValueError for a class without samples, and for classes whose samples are all equal."""
+    def fit(
+        x: Float[np.ndarray, "samples d"],
+        labels: Int[np.ndarray, "samples"],
+        n_classes: int,
+        shrinkage: tuple[float, float] | None = None,
+    ) -> "Gaussians":
+        """`shrinkage`: as that of another fit. Raises ValueError for a class without samples, and for classes whose samples are all equal."""
         counts = np.bincount(labels, minlength=n_classes)
         if empty := np.flatnonzero(counts == 0).tolist():
             raise ValueError(f"classes {empty} have no training sample: drop them, or give samples of them.")
@@ -58,14 +66,15 @@ class Gaussians:
         scale = np.square(left).mean()
         if not scale > 0:
             raise ValueError("the training samples of each class are all equal: a covariance needs samples that vary.")
-        shrinkage = float(ledoit_wolf_shrinkage(left, assume_centered=True))
+        share, scale = shrinkage or (float(ledoit_wolf_shrinkage(left, assume_centered=True)), float(scale))
         values, vectors = spectrum(left)
-        last = shrinkage * scale
+        last = share * scale
         if (
             not last > 0
         ):  # nothing was shrunk: only what varies counts, and the rest is as small as the smallest that does
             last = float(values.min())
-        return Gaussians(means, vectors, 1 / last - 1 / ((1 - shrinkage) * values + shrinkage * scale), last)
+        less = 1 / last - 1 / ((1 - share) * values + share * scale)
+        return Gaussians(means, vectors, less, last, (share, scale))
 
     def distances(self, x: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows classes"]:
         """Squared Mahalanobis distance to each mean."""
@@ -83,7 +92,7 @@ class Gaussians:
 def relative(
     classes: Gaussians, everything: Gaussians, x: Float[np.ndarray, "samples d"]
 ) -> Float[np.ndarray, "samples"]:
-    """Relative Mahalanobis: `everything` is fitted with one class."""
+    """Relative Mahalanobis: `everything` is fitted with one class, and the shrinkage of `classes`."""
     return classes.score(x) - everything.score(x)
 
 

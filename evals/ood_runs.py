@@ -266,7 +266,7 @@ def code_scores(train: Images, classes: Classes, profiles: ood.Profiles, neighbo
 def dense_scores(train: Images, classes: Classes, neighbours: int) -> dict[str, Scorer]:
     keep = classes.groups >= 0
     gauss = ood_dense.Gaussians.fit(train.features[keep], classes.groups[keep], classes.n)
-    everything = ood_dense.Gaussians.fit(train.features, np.zeros(len(train.features), np.int64), 1)
+    everything = ood_dense.Gaussians.fit(train.features, np.zeros(len(train.features), np.int64), 1, gauss.shrinkage)
     near = ood_dense.Neighbours.fit(train.features, neighbours)
     found: dict[str, Scorer] = {
         "Mahalanobis": lambda im: gauss.score(im.features),

@@ -173,10 +173,34 @@ def test_mahalanobis_is_that_of_scikit_learns_covariance_with_few_samples_and_ma
     slow = np.array([[(row - m) @ precision @ (row - m) for m in means] for row in new])
     np.testing.assert_allclose(fitted.distances(new), slow, rtol=1e-3)
     np.testing.assert_allclose(fitted.score(new), slow.min(1), rtol=1e-3)
-    everything = Gaussians.fit(x, np.zeros(n, int), 1)
+    everything = Gaussians.fit(x, np.zeros(n, int), 1, fitted.shrinkage)
+    assert everything.shrinkage == fitted.shrinkage
     np.testing.assert_allclose(
         relative(fitted, everything, new), slow.min(1) - everything.distances(new)[:, 0], rtol=1e-2, atol=1e-2
     )
+
+
+def test_relative_mahalanobis_does_not_take_what_is_out_for_what_is_in_where_covariances_are_shrunk():
+    """Each shrunk by its own amount, the covariance of all is the smaller one where the training data do not vary, and what is out comes out as in."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 8
+    means, shared = 3 * rng.normal(size=(8, 300)), 0.2 * rng.normal(size=(40, 300))
+
+    def drawn(centres):
+        return centres + rng.normal(size=(len(centres), 40)) @ shared + rng.normal(size=centres.shape)
+
+    train, inside = drawn(means[labels]), drawn(means[labels])
+    anywhere = inside + rng.normal(size=inside.shape)
+    between_classes = drawn(-2 * means[labels])
+    classes = Gaussians.fit(train, labels, 8)
+    alike = Gaussians.fit(train, np.zeros(400, int), 1, classes.shrinkage)
+    own = Gaussians.fit(train, np.zeros(400, int), 1)
+
+    def found(everything, outside):
+        return auroc(relative(classes, everything, inside), relative(classes, everything, outside))
+
+    assert found(alike, between_classes) > 0.99
+    assert found(alike, anywhere) > 0.7 and found(own, anywhere) < 0.1
 
 
 def test_distances_and_logits_are_their_definitions():
