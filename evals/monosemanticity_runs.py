@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from rich.table import Table
 from torch import Tensor
 
+from evals.embedded import embedded
 from evals.figures import ACCENT, QUIET, save
 from evals.monosemanticity import CHUNK, Monosemanticity, scores
 from evals.pooling import BothSigns, Pool, Pooled, pool
@@ -75,27 +76,13 @@ def evaluate(
         )
 
     select = Select(kinds, part)
-    embedded = read(
-        Directions(torch.eye(encoder.d_model), torch.zeros(encoder.d_model)),
-        encoder,
-        "embeddings",
-        Select(None, part),
-        "mean",
-        True,
-    )
-    place = {encoder.keys[at]: row for row, at in enumerate(embedded.samples.tolist())}
     pooled = {
         "sae": read(codec, site, "codes", select, pooling),
         "neurons": read(neurons, site, "neurons", select, pooling, dense=True),
     }
     keys = [site.keys[at] for at in pooled["sae"].samples.tolist()]
-    rows = [row for row, key in enumerate(keys) if key in place]
-    if len(rows) < 2:
-        raise ValueError(
-            f"{site.store.path} and {encoder.store.path} share {len(rows)} samples of this part by key: extract both from the same images."
-        )
-    assert isinstance(embedded.scores, np.ndarray)
-    E = torch.from_numpy(embedded.scores[[place[keys[row]] for row in rows]])
+    rows, embeddings = embedded(encoder, keys, part, batch_size, track)
+    E = torch.from_numpy(embeddings)
     found = {name: in_chunks(each.scores, rows, E) for name, each in pooled.items()}
     sae = found["sae"]
     defined = sae.scores[~np.isnan(sae.scores)]
@@ -126,7 +113,7 @@ def evaluate(
     return compared
 
 
-def in_chunks(pooled: Any, rows: list[int], E: Float[Tensor, "images d"]) -> Monosemanticity:
+def in_chunks(pooled: Any, rows: Int64[np.ndarray, "found"], E: Float[Tensor, "images d"]) -> Monosemanticity:
     """`scores` of so many latents at a time, so that sparse codes are never dense together."""
     parts = []
     for start in range(0, pooled.shape[1], CHUNK):
@@ -137,7 +124,7 @@ def in_chunks(pooled: Any, rows: list[int], E: Float[Tensor, "images d"]) -> Mon
     return dataclasses.replace(parts[0], scores=together, undefined=int(np.isnan(together).sum()))
 
 
-def uniqueness(pooled: Any, rows: list[int], most: int = 2048) -> float | None:
+def uniqueness(pooled: Any, rows: Int64[np.ndarray, "found"], most: int = 2048) -> float | None:
     """Over the first `most` latents that at least TOP images activate."""
     codes = pooled[:, :].tocsr()[rows].tocsc()
     live = np.flatnonzero(np.diff(codes.indptr) >= TOP)[:most]

@@ -15,6 +15,7 @@ ROOF = {
     "vsae/evaluations/models.py",
     "vsae/evaluations/masks.py",
     "vsae/evaluations/quality.py",
+    "vsae/evaluations/words.py",
     "vsae/evaluations/world.py",
     "vsae/demo/__init__.py",
     "vsae/demo/page.py",

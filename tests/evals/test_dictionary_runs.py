@@ -119,15 +119,15 @@ def test_monosemanticity_by_another_encoder(world, tmp_path):
     assert written["value"] == pytest.approx(1) and written["n"]["without a score"] == 3
     assert (tmp_path / "out/monosemanticity.png").is_file()
     few = store_of(tmp_path / "few", {"embedding": (other[:1], [0])}, weights="other").site()
-    with pytest.raises(ValueError, match="share 1 samples"):
+    with pytest.raises(ValueError, match="has 1 of the 300 samples"):
         evaluate(run, site, few, tmp_path / "out")
 
 
 def test_uniqueness_is_zero_for_copies():
     scores = np.random.default_rng(0).random((40, 2))
     scores[:, 1] = scores[:, 0]
-    assert uniqueness(csc_array(scores), list(range(40))) == 0
-    assert uniqueness(csc_array(scores[:, :1]), list(range(40))) is None
+    assert uniqueness(csc_array(scores), np.arange(40)) == 0
+    assert uniqueness(csc_array(scores[:, :1]), np.arange(40)) is None
 
 
 def test_directions_come_from_a_file(world, tmp_path, capsys):

@@ -1,0 +1,76 @@
+"""vsae eval naming: what latents are called."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vsae import jobs, naming_jobs
+from vsae.evaluations import told
+from vsae.progress import track
+from vsae.reading import images_of, load_model, opened
+
+if TYPE_CHECKING:
+    from vsae.activations import ActivationStore
+    from vsae.activations.store import SiteReader
+
+
+def naming(job: naming_jobs.EvalNaming) -> Path:
+    """Name a run's latents; returns the directory with result.json, names.parquet and the figure."""
+    from evals import attributes, naming_runs, vocabulary
+    from vsae.activations import ActivationStore
+
+    words = vocabulary.read(job.words)
+    run, site = opened(job.run, job.store, job.self_check)
+    encoder = embedding_site(ActivationStore.open(job.encoder), job.encoder_site)
+    given = None if job.attributes == "own" else job.attributes
+    table = attributes.read(images_of(job.store, given, "--attributes"), job.field) if job.attributes else None
+    model = model_of(encoder, job.name, job.options, job.device)
+    out = job.out or job.run / "eval" / "naming"
+    found = naming_runs.evaluate(
+        run,
+        site,
+        encoder,
+        model,
+        words,
+        out,
+        by=job.by,
+        template=job.template,
+        attributes=table,
+        pooling=job.pooling,
+        kinds=job.kinds,
+        least=job.least,
+        resamples=job.resamples,
+        seed=job.seed,
+        batch_size=job.batch_size,
+        track=track,
+    )
+    return told(naming_runs.table(found), out)
+
+
+def embedding_site(store: "ActivationStore", name: str | None) -> "SiteReader":
+    """The image embeddings of a store: the site of that name, else the only one called image_embedding. Raises ValueError."""
+    named = [site for site in store.sites if site.rsplit("/", 1)[-1] == "image_embedding"]
+    if name is None and len(named) != 1:
+        raise ValueError(
+            f"{store.path} has {len(named) or 'no'} sites called image_embedding, among {', '.join(store.sites)}: "
+            "extract it with --model.family clip --sites image_embedding, or name the site with --encoder-site."
+        )
+    return store.site(name or named[0])
+
+
+def model_of(site: "SiteReader", name: str | None, options: jobs.Options, device: str) -> Any:
+    """The model that a site was extracted from. Raises ValueError where it cannot be had."""
+    known = site.fingerprint["model"]
+    if "family" not in known:
+        raise ValueError(f"{site.store.path} does not say which model it is of: extract it again.")
+    random, where = known.get("seed") is not None, name or known["name"]
+    if known.get("library") == "open_clip_torch" and known.get("revision") and ":" not in where and name is None:
+        options = {"pretrained": known["revision"]} | options  # a plain name has several weights
+    try:
+        return load_model(jobs.Model(known["family"], where, options, not random, None, known.get("seed") or 0, device))
+    except (ValueError, OSError) as error:
+        if name is not None:
+            raise
+        raise ValueError(f"the model {known['name']} cannot be loaded by that name: give --name ({error})") from error
+
+
+JOBS = {"naming": (naming_jobs.EvalNaming, naming)}

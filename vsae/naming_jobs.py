@@ -1,0 +1,55 @@
+"""Jobs of `vsae eval` that put latents into words. Like `vsae.jobs`; field docstrings are the command line's help."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from vsae.jobs import Options
+
+
+@dataclass(frozen=True)
+class EvalNaming:
+    """Name each latent by the word whose CLIP text embedding is nearest, beside names of what means nothing (Discover-then-Name)."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained SAE."""
+    store: tyro.conf.Positional[Path]
+    """Activations of images to name by."""
+    encoder: tyro.conf.Positional[Path]
+    """Store of the same images' image_embedding by a CLIP; STORE itself where it holds them."""
+    encoder_site: str | None = None
+    """Which site of ENCODER; image_embedding, or NAME/image_embedding, when left out."""
+    name: str | None = None
+    """Where that CLIP is, when it is no longer where it was."""
+    options: Options = field(default_factory=dict)
+    """Of the CLIP, as in vsae extract."""
+    words: Path | None = None
+    """Vocabulary: a text file with a name a line, synonyms behind it after commas. Left out: 517 words for what photographs and drawings show."""
+    template: str = "{}"
+    """What stands around a word, as in 'a photo of a {}'."""
+    by: Literal["auto", "images", "atoms"] = "auto"
+    """images: the mean embedding of the images a latent is active on. atoms: its direction, for SAEs on image_embedding itself (auto's choice there)."""
+    attributes: str | None = None
+    """What is true of each sample, as for vsae eval recovery: adds how many names are right. 'own': the json of STORE's own images."""
+    field: str = "attributes"
+    """Field of the json or .jsonl that holds them."""
+    least: float = 0.5
+    """A latent stands for the attribute with the largest AP above prevalence, (AP - p) / (1 - p), where that is so much or more."""
+    pooling: Literal["max", "mean"] = "max"
+    """How tokens become one activation an image."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    device: str = "auto"
+    """Of the CLIP: auto (cuda when there is one), cpu, cuda, cuda:1 ..."""
+    out: Path | None = None
+    """Where result.json, names.parquet and the figure go: RUN/eval/naming when left out."""
+    resamples: int = 200
+    """Of the bootstrap over latents."""
+    seed: int = 0
+    """Of the floor and the bootstrap."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
