@@ -1,12 +1,12 @@
 """Jobs that audit image generators and image-text data, and filter it. Like `vsae.jobs`; field docstrings are the command line's help."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from vsae.jobs import Model
+from vsae.jobs import Model, Options
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Audit:
     model: Model
     """The model that looks at the images, real and generated."""
     out: Path
-    """Directory of what is written: images, stores, result.json, concepts.parquet, report/."""
+    """Directory of what is written: images, stores, result.json, concepts.parquet and .json, report/."""
     generated: tuple[str, ...] = ()
     """Images of one or more generators. Where their keys are those of the real images (one caption, one key), they are compared pair by pair."""
     pipelines: tuple[str, ...] = ()
@@ -172,6 +172,14 @@ class Audit:
     """With --train: rows to train on."""
     images: int | None = None
     """Only the first so many real images."""
+    names: str | None = None
+    """A CLIP that names the concepts by its nearest words: an open_clip or hub name, or a directory. Left out: concepts have no names."""
+    names_options: Options = field(default_factory=dict)
+    """Of that CLIP, as pretrained=laion2b_s34b_b79k."""
+    names_template: str = "{}"
+    """What stands around a word, as in 'a photo of a {}'."""
+    words: Path | None = None
+    """Vocabulary of the names: a text file with a name a line, synonyms behind it after commas. Left out: 517 words for what photographs and drawings show."""
     control_jpeg: int | None = 75
     """The low-level control: the real images as JPEG of this quality, ..."""
     control_side: int | None = None

@@ -5,8 +5,9 @@
     control/         the real images written anew, as JPEG and no larger than the generated ones
     stores/          activations of all of them;  run/: the SAE, with --train
     result.json      every number (evals.blindspots_runs);  NAME.png: a picture of each generator
-    concepts.parquet a row for each generator and concept: energies, delta, relative difference with its interval, p, q, detection limit, what it was found to be
-    report/          index.html, with real and generated images of each concept side by side
+    concepts.parquet a row for each generator and concept: energies, delta, relative difference with its interval, p, q, detection limit, what it was found to be,
+                     and with --names what CLIP calls it;  concepts.json: the same
+    report/          index.html, with real and generated images of each blindspot side by side;  report/explorer/: all concepts, to search and sort
 
 Every step takes what is there, so that an interrupted audit goes on where it was.
 """
@@ -24,7 +25,7 @@ TRAIN_BATCH = 1024
 def audit(job: Audit) -> Path:
     """Do what is not done yet; returns the page. Raises ValueError and OSError with a sentence."""
     from evals import blindspots_runs, blindspots_shown
-    from vsae.audit import concepts, page
+    from vsae.audit import concepts, names, page
     from vsae.evaluations import told
     from vsae.progress import track
     from vsae.reading import opened
@@ -52,8 +53,9 @@ def audit(job: Audit) -> Path:
         track=track,
     )
     told(blindspots_shown.table(found), job.out)
-    concepts.write(found, job.out / "concepts.parquet")
-    return page.write_page(job, loaded, found, {"real": real, **others}, data)
+    called = names.concept_names(job, loaded, real, found, data["real"])
+    concepts.write(found, called, job.out)
+    return page.write_page(job, loaded, found, called, {"real": real, **others}, data)
 
 
 def checked(job: Audit) -> None:
@@ -64,8 +66,10 @@ def checked(job: Audit) -> None:
         raise ValueError("--train needs --site: where to read MODEL, such as blocks.11.")
     if not job.generated and not job.pipelines:
         raise ValueError("there is no generator to audit: give images (--generated) or pipelines (--pipelines).")
+    from vsae.audit import names
+
     given = [folder_name(each) for each in (*job.generated, *job.pipelines)]
-    taken = [*given, "real", "control"]
+    taken = [*given, "real", "control", names.STORE]
     if twice := next((name for at, name in enumerate(taken) if name in taken[:at]), None):
         raise ValueError(f"two sets of images would be called {twice!r}: rename a folder.")
 
@@ -80,7 +84,19 @@ def hold_to(job: Audit) -> None:
     """Note what was asked for, or see that it is what was noted. Raises ValueError."""
     from vsae.files import read_json, write_json
 
-    free = {"out", "temperature", "least_change", "alpha", "workers", "self_check", "shown"}
+    free = {
+        "names",
+        "names_options",
+        "names_template",
+        "words",
+        "out",
+        "temperature",
+        "least_change",
+        "alpha",
+        "workers",
+        "self_check",
+        "shown",
+    }
     wanted: dict[str, Any] = {name: value for name, value in asdict(job).items() if name not in free}
     wanted["model"].pop("device")
     wanted = {name: str(value) for name, value in wanted.items()}

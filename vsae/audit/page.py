@@ -7,25 +7,34 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vsae.audit import explorer
 from vsae.audit.concepts import verdict
+from vsae.audit.look import Look
 from vsae.audit_jobs import Audit as Job
-from vsae.progress import track
 from vsae.report.page import Fact
-from vsae.report.results import Chart, Grid, Part, Picture, Section, Strip, write
+from vsae.report.results import Chart, Frame, Grid, Part, Picture, Section, Strip, write
 
 if TYPE_CHECKING:
     from evals.blindspots_runs import Audit, Audited
     from evals.memorisation import Memorised
     from vsae.activations.store import SiteReader
+    from vsae.audit.names import Called
     from vsae.run import Run
 
-TOP, COPIES = 8, 8
+COPIES = 8
 
 
 def write_page(
-    job: Job, run: "Run", found: "Audit", sites: Mapping[str, "SiteReader"], data: Mapping[str, str]
+    job: Job,
+    run: "Run",
+    found: "Audit",
+    called: "Mapping[int, Called]",
+    sites: Mapping[str, "SiteReader"],
+    data: Mapping[str, str],
 ) -> Path:
-    """Write OUT/report/index.html. `sites` and `data`: by name, "real" first."""
+    """Write OUT/report/index.html and the explorer beside it. called: names of concepts; sites and data: by name, "real" first."""
+    from evals.label_reading import atoms_of
+
     looks = {name: Look(job, run, site, data[name]) for name, site in sites.items()}
     first = found.generators[0]
     facts = [
@@ -44,10 +53,15 @@ def write_page(
             for each in found.generators
         ),
     ]
-    sections = [summary(found), *(generator(job, found, each, looks) for each in found.generators)]
+    sections = [summary(found), *(generator(job, found, each, called, looks) for each in found.generators)]
     sections += [section for each in found.generators if (section := memorised(each, looks))]
     sections += [across(found)] if len(found.generators) > 1 else []
-    sections.append(limits(job, found))
+    last = limits(job, found)
+    explorer.write(job.out / "report" / "explorer", found, called, looks, atoms_of(run), facts, last.words)
+    words = [
+        "Every concept, found or not: on a map of their atoms, to search, sort and filter, with its evidence. It opens by itself, too: explorer/index.html."
+    ]
+    sections += [Section("All concepts", words, [Frame("explorer/index.html", "all concepts")]), last]
     lead = (
         "Each concept is a latent of a sparse autoencoder (latents with nearly the same atom count as one). Its energy is its mean activation a patch; a blindspot is a concept whose "
         "energy differs between generated and real images beyond chance (permutation test, Benjamini-Hochberg), by more than the least change, and in the same direction from real "
@@ -56,38 +70,6 @@ def write_page(
     return write(
         job.out / "report", "Audit of " + ", ".join(each.name for each in found.generators), lead, facts, sections
     )
-
-
-class Look:
-    """The images of one set, lit where a latent speaks."""
-
-    def __init__(self, job: Job, run: "Run", site: "SiteReader", data: str) -> None:
-        from vsae.activations import Select
-        from vsae.reading import pictures
-        from vsae.report.lit import Lit
-
-        from evals.blindspots_runs import held_out  # isort: skip
-
-        self.site, self.picture = site, pictures(site.store.path, data, site)
-        kinds = ("patch",) if "patch" in site.entry["moments"] else None
-        self.lit = Lit(run.sae, site, Select(kinds, held_out(run, site)), TOP, track)
-        self.rows = {key: at for at, key in enumerate(site.keys)}
-
-    def strip(self, latent: int, name: str) -> Strip:
-        """Where the latent is strongest."""
-        found = []
-        for sample in self.lit.samples(latent):
-            row = self.site.samples.slice(sample, 1).to_pylist()[0]
-            if (image := self.picture(row)) is not None:
-                found.append(Picture(self.lit.light(latent, sample, image), row["caption"] or row["key"]))
-        return Strip(found, name)
-
-    def of(self, key: str, words: str) -> Picture | None:
-        """One image as it is."""
-        if key not in self.rows:
-            return None
-        image = self.picture(self.site.samples.slice(self.rows[key], 1).to_pylist()[0])
-        return None if image is None else Picture(image, words)
 
 
 def summary(found: "Audit") -> Section:
@@ -121,7 +103,9 @@ def summary(found: "Audit") -> Section:
     return Section("Generators", words, [Grid(columns, rows)])
 
 
-def generator(job: Job, found: "Audit", each: "Audited", looks: Mapping[str, Look]) -> Section:
+def generator(
+    job: Job, found: "Audit", each: "Audited", called: "Mapping[int, Called]", looks: Mapping[str, Look]
+) -> Section:
     """The blindspots of one generator with their evidence, the largest first."""
     from PIL import Image
 
@@ -138,6 +122,7 @@ def generator(job: Job, found: "Audit", each: "Audited", looks: Mapping[str, Loo
     for k in listed:
         latents = found.latents(k)
         name = "latent " + ", ".join(map(str, latents[:3])) + (" ..." if len(latents) > 3 else "")
+        name = f"{called[k].shown} ({name})" if k in called else name
         low, high = each.interval[:, k]
         change = f"{d.relative[k]:+.2f} ({low:+.2f} to {high:+.2f})"
         rows.append((name, verdict(each, k), f"{d.real[k]:.2e}", f"{d.generated[k]:.2e}", change, f"{d.delta[k]:.3f}", f"{d.q[k]:.1e}", f"{d.limit[k]:.1e}"))  # fmt: skip
@@ -159,7 +144,12 @@ def generator(job: Job, found: "Audit", each: "Audited", looks: Mapping[str, Loo
         f"{n:,} blindspots; the {len(listed)} that change most are shown. Relative difference: -1 gone, +1 new; floor 0."
         if n
         else "No concept differs beyond chance and beyond the control.",
-        "Pictures: the images on which the latent is strongest, dark where it is silent. A name is yours to give: read it off the real images.",
+        "Pictures: the images on which the latent is strongest, dark where it is silent. "
+        + (
+            "Names are CLIP's nearest words to the real images it is active on, with a question mark where they are no nearer than to random images."
+            if called
+            else "A name is yours to give: read it off the real images, or let a CLIP propose one (--names)."
+        ),
     ]
     if listed:
         parts.append(

@@ -107,10 +107,10 @@ def links(neighbours: Neighbours, latent: int) -> list[list[Any]]:
     return [[int(i), round(float(s), 3), rounded(c)] for i, s, c in zip(*columns, strict=True) if i >= 0]
 
 
-def sample_data(sample: int, row: Mapping[str, Any], pictured: bool) -> list[Any]:
-    """[thumbnail or 0, key, label, caption]."""
+def sample_data(sample: int, row: Mapping[str, Any], pictured: bool, folder: str = "") -> list[Any]:
+    """[thumbnail below `folder` or 0, key, label, caption]."""
     words = (str(row.get(name) or "")[:400] for name in ("key", "label", "caption"))
-    return [thumbnail_path(sample) if pictured else 0, *words]
+    return [folder + thumbnail_path(sample) if pictured else 0, *words]
 
 
 def write_index(
@@ -125,6 +125,7 @@ def write_index(
     named = hints(evidence.top, [s.get("label") for s in samples], [s.get("caption") for s in samples])
     table = {
         "chunk": CHUNK,
+        "files": "latents",
         "rows": evidence.n_rows,
         "tokens_per_sample": evidence.n_tokens,
         "grid": list(grid) if grid else None,

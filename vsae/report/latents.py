@@ -9,20 +9,34 @@ No loop over rows: entries (latent, sample, value) are sorted and reduced a batc
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, Int64
 from scipy import sparse
+from torch import Tensor
 
 from vsae.activations import Batch, whole_samples
+from vsae.code import Code
 from vsae.report.picks import Picker, Picks, lottery, without
-from vsae.sae import SAE
 
 BINS = 24
 GRID_KINDS = ("patch", "image")
 """Token kinds that lie on the grid, in row-major order."""
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """An SAE, or another view of its codes."""
+
+    @property
+    def n_latents(self) -> int: ...
+
+    @property
+    def atoms(self) -> Float[Tensor, "n_latents d_model"]: ...
+
+    def encode(self, x: Float[Tensor, "batch d_model"]) -> Code: ...
 
 
 class Entries(NamedTuple):
@@ -91,7 +105,7 @@ class Evidence:
 
 
 def gather(
-    sae: SAE,
+    sae: Encodes,
     batches: Callable[[str], Iterable[Batch]],
     table_rows: int,
     grid: tuple[int, int] | None,
@@ -99,7 +113,7 @@ def gather(
     plan: Plan = Plan(),
 ) -> Evidence:
     """Read the activations twice; `batches(what)` starts a pass in sample order. Raises ValueError where there is no row, or out of order."""
-    n = sae.n_latents
+    n, like = sae.n_latents, sae.atoms.detach()
     tokens, samples, total = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n)
     low, high = np.full(n, np.inf), np.full(n, -np.inf)
     n_rows = n_samples = n_tokens = 0
@@ -109,7 +123,7 @@ def gather(
     drawn = Picker(n, plan.random + 2 * plan.top)
     firing = Firing(n, plan)
     for batch in whole_samples(batches("look")):
-        found = entries(sae, batch)
+        found = entries(sae, batch, like)
         n_rows, n_samples = n_rows + len(batch.samples), n_samples + len(batch.samples.unique())
         n_tokens = max(n_tokens, int(batch.positions.max()) + 1)
         kinds |= set(batch.kinds.unique().tolist())
@@ -150,7 +164,7 @@ def gather(
 
 
 def look_again(
-    sae: SAE,
+    sae: Encodes,
     batches: Callable[[str], Iterable[Batch]],
     picked: list[Picks],
     extremes: tuple[Float[np.ndarray, "n_latents"], Float[np.ndarray, "n_latents"]],
@@ -159,14 +173,14 @@ def look_again(
     kind_names: Sequence[str],
 ) -> tuple[Int64[np.ndarray, "n_latents bins"], Paint]:
     """The second pass: histograms between the extremes, and the codes of the picked pairs."""
-    n = sae.n_latents
+    n, like = sae.n_latents, sae.atoms.detach()
     low, high = np.minimum(extremes[0], 0), np.maximum(extremes[1], 0)
     step = np.maximum(high - low, np.finfo(np.float64).tiny) / BINS
     histogram = np.zeros(n * BINS, np.int64)
     pairs = np.unique(np.concatenate([p.latents() * table_rows + p.sample for p in picked]))
     owner, cells, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
     for batch in whole_samples(batches("paint")):
-        found = entries(sae, batch)
+        found = entries(sae, batch, like)
         bin_ = np.clip((found.value - low[found.latent]) / step[found.latent], 0, BINS - 1).astype(np.int64)
         histogram += np.bincount(found.latent * BINS + bin_, minlength=n * BINS)
         key = found.latent * table_rows + found.sample
@@ -183,9 +197,9 @@ def look_again(
 
 
 @torch.inference_mode()
-def entries(sae: SAE, batch: Batch) -> Entries:
-    """Active latents of every row of the batch."""
-    code = sae.encode(batch.values.to(sae.b_dec))
+def entries(sae: Encodes, batch: Batch, like: Tensor) -> Entries:
+    """Active latents of every row of the batch, encoded on the device and in the type of `like`."""
+    code = sae.encode(batch.values.to(like))
     row, slot = (code.values != 0).nonzero(as_tuple=True)
     value, latent = code.values[row, slot].double(), code.indices[row, slot]
     row = row.cpu()

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from vsae.activations import Select
 from vsae.activations.store import SiteReader
-from vsae.report.latents import Plan, gather
+from vsae.report.latents import Encodes, Plan, gather
 from vsae.report.results import spotlight
-from vsae.sae import SAE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,7 +17,7 @@ Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 class Lit:
     """Reads the site twice, once and for all latents. `top`: samples a latent."""
 
-    def __init__(self, sae: SAE, site: SiteReader, select: Select, top: int, track: Track) -> None:
+    def __init__(self, sae: Encodes, site: SiteReader, select: Select, top: int, track: Track) -> None:
         self.site, self.rows = site, len(site.samples)
 
         def batches(what: str) -> Iterable[Any]:

@@ -1,11 +1,11 @@
 """Write the explorer: index.html with its script and style, the table of latents, their evidence in chunks, one small picture an image.
 
-    page/index.html  page.css  page.js
+    page/index.html  page.css  page.js  shared.js
     page/data/index.js              the table: one array a column
     page/data/latents-00000.js      evidence of CHUNK latents, loaded when one of them is looked at
     page/images/000/000123.jpg      thumbnail of sample 123: named by number, because file names are hostile
 
-Browsers refuse fetch() on file://, so data are scripts that call a function of page.js. What comes from the data reaches the document as
+Browsers refuse fetch() on file://, so data are scripts that call a function of shared.js. What comes from the data reaches the document as
 text only: JSON without `<`, `>` and `&` here, textContent there, and a content security policy over both.
 """
 
@@ -197,5 +197,5 @@ def write_shell(folder: Path, header: Mapping[str, Any]) -> None:
     """index.html, and the script and style beside it."""
     environment = Environment(loader=PackageLoader("vsae.report", "."), autoescape=True, undefined=StrictUndefined)
     (folder / "index.html").write_text(environment.get_template("page.html").render(header), "utf-8")
-    for name in ("page.css", "page.js"):
+    for name in ("page.css", "page.js", "shared.js"):
         shutil.copyfile(Path(__file__).with_name(name), folder / name)

@@ -117,7 +117,7 @@ def test_nothing_in_captions_labels_keys_or_titles_executes(tmp_path, browse, cs
     assert seen["seen"] == []
     result = seen["result"]
     assert result["title"] != "owned" and result["injected"] == 0
-    assert result["scripts"] == 5  # page.js, index.js, one chunk, and this test's two
+    assert result["scripts"] == 6  # shared.js, page.js, index.js, one chunk, and this test's two
     assert (
         HOSTILE in result["caption"]
         and HOSTILE in result["hint"]
