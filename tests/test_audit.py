@@ -11,6 +11,7 @@ from PIL import Image
 from modalities import microworld
 from modalities.data import Sample, open_dataset
 from modalities.data.recode import recode, shrunk
+from modalities.microworld.attributes import WORDS
 from vsae import cli
 from vsae.activations.select import shares_of
 from vsae.audit import folder_name, shown
@@ -27,7 +28,12 @@ def world(tmp_path_factory):
     microworld.write(folder / "real", N, 41_000)
     microworld.write(folder / "no triangle", N, 41_000, multiply={"shape:triangle": 0.0})
     microworld.write(folder / "jpeg", N, 41_000, jpeg=50)
+    (folder / "words.txt").write_text("\n".join(", ".join(ws) for a in WORDS.values() for ws in a.values()), "utf-8")
     return folder
+
+
+def naming(world):
+    return ["--names", str(microworld.path("clip")), "--words", str(world / "words.txt")]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,10 @@ def made(world):
     out = world / "out"
     generated = ["--generated", str(world / "no triangle"), str(world / "jpeg")]
     cli.main(
-        ["audit", "--real", str(world / "real"), *generated, "--out", str(out), "--control-jpeg", "40", *MODEL, *TRAIN]
+        [
+            *("audit", "--real", str(world / "real"), *generated, "--out", str(out), "--control-jpeg", "40"),
+            *(*MODEL, *TRAIN, *naming(world)),
+        ]
     )
     return out
 
@@ -80,10 +89,50 @@ def test_the_page_has_the_evidence_of_each_finding(made):
     assert "JPEG 40" in page and page.count("<img") > 20
 
 
+def test_what_is_gone_is_called_by_its_name(made):
+    """The known answer: the generator draws no triangles, and CLIP calls what is suppressed so; by chance 1 of 31 words."""
+    suppressed = [row for row in concepts(made, "no_triangle") if row["verdict"] == "suppressed"]
+    names = [row["name"] for row in sorted(suppressed, key=lambda row: row["relative"])]
+    assert names[0] == names[1] == "triangle" and names.count("triangle") >= len(names) / 2
+    assert all(
+        -1 <= row["name_cosine"] <= 1 and row["name_margin"] >= 0 and len(row["other_names"]) == 4 for row in suppressed
+    )
+    assert json.loads((made / "concepts.json").read_text()) == pq.read_table(made / "concepts.parquet").to_pylist()
+    assert "triangle (latent" in (made / "report/index.html").read_text()
+
+
+def test_the_explorer_has_every_concept_with_its_pictures(made):
+    folder = made / "report/explorer"
+    text = (folder / "data/index.js").read_text("utf-8")
+    table = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    rows = concepts(made, "no_triangle")
+    assert set(table["id"]) >= {row["concept"] for row in rows} and table["sets"] == ["real", "no_triangle", "jpeg"]
+    for row in rows:
+        at = table["id"].index(row["concept"])
+        assert table["verdicts"][table["generators"][0]["verdict"][at]][0] == row["verdict"]
+        assert table["generators"][0]["relative"][at] == pytest.approx(row["relative"], rel=1e-3, abs=1e-6)
+        assert table["name"][at].rstrip("?") == (row["name"] or "")
+    text = (folder / "data/concepts-00000.js").read_text("utf-8")
+    chunk = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    first = next(iter(chunk["concepts"].values()))
+    assert len(first) == 3 and (folder / chunk["samples"][0][str(first[0][0][0])][0]).is_file()
+    assert 'src="explorer/index.html"' in (made / "report/index.html").read_text()
+
+
 def test_the_same_command_does_nothing_again(made, world):
     before = {path: path.stat().st_mtime_ns for path in (made / "stores").rglob("part-*")}
     generated = ["--generated", str(world / "no triangle"), str(world / "jpeg")]
-    common = ["audit", "--real", str(world / "real"), *generated, "--control-jpeg", "40", *MODEL, *TRAIN]
+    common = [
+        "audit",
+        "--real",
+        str(world / "real"),
+        *generated,
+        "--control-jpeg",
+        "40",
+        *MODEL,
+        *TRAIN,
+        *naming(world),
+    ]
     first = pq.read_table(made / "concepts.parquet")
     cli.main([*common, "--out", str(made)])
     assert {path: path.stat().st_mtime_ns for path in before} == before
