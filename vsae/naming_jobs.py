@@ -53,3 +53,55 @@ class EvalNaming:
     """Rows a step."""
     self_check: bool = True
     """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalExplaining:
+    """Let a language or image-text model explain latents, and score the explanations by detection, fuzzing, intruder and embedding, beside a null judge."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained SAE."""
+    store: tyro.conf.Positional[Path]
+    """Activations: half of the samples (of the SAE's own store, of those held out) to explain by, half to ask about."""
+    judge: str
+    """The judge: a hub name of transformers or a directory; for llm a .gguf file, too."""
+    family: Literal["llava", "llm"] = "llava"
+    """llava: an image-text model, which sees the pictures. llm: a language model, with --captions."""
+    judge_options: Options = field(default_factory=dict)
+    """Of the judge, as in vsae extract."""
+    captions: bool = False
+    """Samples are their captions instead of their pictures; fuzzing is left out."""
+    explanations: Path | None = None
+    """names.parquet of vsae eval naming, or a .json of latent -> words: score these instead of the judge's own."""
+    encoder: Path | None = None
+    """Store of the same images' image_embedding by a CLIP: adds embedding scores."""
+    encoder_site: str | None = None
+    """Which site of it; image_embedding, or NAME/image_embedding, when left out."""
+    encoder_name: str | None = None
+    """Where that CLIP is, when it is no longer where it was."""
+    prompts: Path | None = None
+    """YAML of prompts in place of our own (result.json has those that were used): explain, detection, fuzzing, intruder; ..._texts with --captions."""
+    latents: int = 20
+    """So many at random."""
+    shown: int = 8
+    """Samples to explain a latent by."""
+    asked: int = 10
+    """Active samples to ask about, and as many silent ones."""
+    data: str | None = None
+    """Where the images are, when they are no longer where they were."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    device: str = "auto"
+    """Of the judge: auto (cuda when there is one), cpu, cuda, cuda:1 ..."""
+    judge_batch: int = 8
+    """Questions a forward pass."""
+    out: Path | None = None
+    """Where result.json, asked.jsonl and the figure go: RUN/eval/explaining when left out."""
+    resamples: int = 200
+    """Of the bootstrap over latents."""
+    seed: int = 0
+    """Of latents, samples, places and bootstrap."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""

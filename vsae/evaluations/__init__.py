@@ -33,6 +33,10 @@ EVALUATIONS = {
     ),
     "modality": ("dictionaries", "which latents image and text share, beside pairs exchanged at random"),
     "naming": ("words", "what latents are called, by CLIP's nearest words, beside names of what means nothing"),
+    "explaining": (
+        "words",
+        "whether explanations of latents are right, by a local model's answers, beside the same model given others' explanations",
+    ),
     "probing": ("labels", "what a few latents know of attributes, beside neurons, dense probes, PCA and kNN"),
     "separability": ("labels", "how apart latents keep classes, and what suppressing one costs, beside neurons"),
     "erasure": ("labels", "whether latents take one concept out and leave the others, beside random latents"),

@@ -1,4 +1,4 @@
-"""vsae eval naming: what latents are called."""
+"""vsae eval naming, explaining: what latents are called, and whether what is said of them is right."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vsae import jobs, naming_jobs
 from vsae.evaluations import told
 from vsae.progress import track
-from vsae.reading import images_of, load_model, opened
+from vsae.reading import images_of, load_model, opened, pictures
 
 if TYPE_CHECKING:
     from vsae.activations import ActivationStore
@@ -73,4 +73,47 @@ def model_of(site: "SiteReader", name: str | None, options: jobs.Options, device
         raise ValueError(f"the model {known['name']} cannot be loaded by that name: give --name ({error})") from error
 
 
-JOBS = {"naming": (naming_jobs.EvalNaming, naming)}
+def explaining(job: naming_jobs.EvalExplaining) -> Path:
+    """Explain latents and score the explanations; returns the directory with result.json, asked.jsonl and the figure."""
+    from evals import explaining_asked, explaining_material, explaining_runs, vocabulary
+    from evals.naming_runs import same_model
+    from modalities.judge import Judge
+    from vsae import config
+    from vsae.activations import ActivationStore
+
+    if job.family == "llm" and not job.captions:
+        raise ValueError("a language model sees no pictures: add --captions, or give a judge of the family llava.")
+    prompts = explaining_asked.Prompts()
+    if job.prompts:
+        prompts = config.from_mapping(explaining_asked.Prompts, config.read_yaml(job.prompts), str(job.prompts))
+    run, site = opened(job.run, job.store, job.self_check)
+    given = explaining_material.read_explanations(job.explanations, run) if job.explanations else None
+    encoder, embed = None, None
+    if job.encoder is not None:
+        encoder = embedding_site(ActivationStore.open(job.encoder), job.encoder_site)
+        clip = model_of(encoder, job.encoder_name, {}, job.device)
+        same_model(encoder, clip)
+        embed = lambda texts: vocabulary.embed([[text] for text in texts], clip)  # noqa: E731
+    picture = None if job.captions else pictures(job.store, job.data, site)
+    codes = explaining_material.read(run, site, job.kinds, job.batch_size, track)
+    drawn = codes.draw(job.latents, job.shown, job.asked, job.seed, given)
+    material = codes.material(drawn, picture, encoder, embed)
+    judge = Judge(load_model(jobs.Model(job.family, job.judge, job.judge_options, device=job.device)), job.judge_batch)
+    out = job.out or job.run / "eval" / "explaining"
+    found = explaining_runs.ask(
+        drawn,
+        material,
+        judge,
+        out,
+        given=given,
+        captions=job.captions,
+        prompts=prompts,
+        about=codes.about(),
+        resamples=job.resamples,
+        seed=job.seed,
+        track=track,
+    )
+    return told(explaining_runs.table(found), out)
+
+
+JOBS = {"explaining": (naming_jobs.EvalExplaining, explaining), "naming": (naming_jobs.EvalNaming, naming)}
