@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -101,6 +101,34 @@ class EvalExplaining:
     """Of the bootstrap over latents."""
     seed: int = 0
     """Of latents, samples, places and bootstrap."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalContents:
+    """Say what one collection of images or texts holds more of than another, latent by latent, and which latents go together in the first."""
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN FIRST_STORE SECOND_STORE"), tyro.conf.Positional]
+    """Directory of a trained SAE, and the activations of two collections."""
+    names: Path | None = None
+    """names.parquet of vsae eval naming, or a .json of latent -> words, to say them by."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    alpha: float = 0.05
+    """False discovery rate."""
+    min_samples: int = 10
+    """Latents that fewer samples activate are not tested."""
+    pairs: int = 50
+    """Pairs of latents that result.json lists."""
+    out: Path | None = None
+    """Where result.json and the figure go: RUN/eval/contents when left out."""
+    resamples: int = 200
+    """Of the bootstrap over samples."""
+    seed: int = 0
+    """Of floors and bootstrap."""
     batch_size: int = 4096
     """Rows a step."""
     self_check: bool = True

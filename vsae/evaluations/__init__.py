@@ -37,6 +37,7 @@ EVALUATIONS = {
         "words",
         "whether explanations of latents are right, by a local model's answers, beside the same model given others' explanations",
     ),
+    "contents": ("words", "what one collection holds more of than another, beside random parts of both"),
     "probing": ("labels", "what a few latents know of attributes, beside neurons, dense probes, PCA and kNN"),
     "separability": ("labels", "how apart latents keep classes, and what suppressing one costs, beside neurons"),
     "erasure": ("labels", "whether latents take one concept out and leave the others, beside random latents"),

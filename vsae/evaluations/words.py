@@ -1,4 +1,4 @@
-"""vsae eval naming, explaining: what latents are called, and whether what is said of them is right."""
+"""vsae eval naming, explaining, contents: what latents are called, whether what is said of them is right, and what collections hold, by them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,4 +116,37 @@ def explaining(job: naming_jobs.EvalExplaining) -> Path:
     return told(explaining_runs.table(found), out)
 
 
-JOBS = {"explaining": (naming_jobs.EvalExplaining, explaining), "naming": (naming_jobs.EvalNaming, naming)}
+def contents(job: naming_jobs.EvalContents) -> Path:
+    """Compare two collections; returns the directory with result.json and the figure."""
+    from evals import contents_runs, explaining_material
+
+    if len(job.paths) != 3 or job.paths[1].resolve() == job.paths[2].resolve():
+        what = "has the same store twice" if len(job.paths) == 3 else "needs a run and two stores"
+        raise ValueError(f"contents {what}: vsae eval contents RUN FIRST_STORE SECOND_STORE.")
+    run, first = opened(job.paths[0], job.paths[1], job.self_check)
+    _, second = opened(job.paths[0], job.paths[2], False)
+    names = explaining_material.read_explanations(job.names, run) if job.names else None
+    out = job.out or job.paths[0] / "eval" / "contents"
+    found = contents_runs.evaluate(
+        run,
+        first,
+        second,
+        out,
+        kinds=job.kinds,
+        names=names,
+        alpha=job.alpha,
+        min_samples=job.min_samples,
+        pairs=job.pairs,
+        resamples=job.resamples,
+        seed=job.seed,
+        batch_size=job.batch_size,
+        track=track,
+    )
+    return told(contents_runs.table(found), out)
+
+
+JOBS = {
+    "naming": (naming_jobs.EvalNaming, naming),
+    "explaining": (naming_jobs.EvalExplaining, explaining),
+    "contents": (naming_jobs.EvalContents, contents),
+}
