@@ -5,6 +5,7 @@ evaluations/      vsae eval NAME
 demo/             vsae demo
 filter/           vsae filter
 audit/            vsae audit
+steer/            vsae steer
 
 Every command is a job (`vsae/jobs.py`) and a function here of the same name, which a program can call too. A person's mistake is one
 sentence on stderr and exit code 2; set VSAE_TRACEBACK=1 to see where it was raised.
@@ -34,6 +35,7 @@ COMMANDS = {
     "convert": "an SAE of another library -> a run directory, and back",
     "audit": "real images, and image generators or their images -> what they draw too rarely, too often, or copy",
     "filter": "image-text data -> the part of it whose images and texts agree, in the same format",
+    "steer": "latents at several strengths while a model draws or writes, beside the baselines of the same size",
     "demo": "all of it in a rendered world whose concepts are known, without network",
 }
 
@@ -68,7 +70,7 @@ def sentence(error: BaseException) -> str:
 
 def command(name: str, rest: list[str]) -> None:
     """Parse and run one command. Raises ValueError with a sentence for what a person got wrong."""
-    from vsae import about, audit, audit_jobs, config, demo, evaluations, filter
+    from vsae import about, audit, audit_jobs, config, demo, evaluations, filter, steer, steer_jobs
 
     simple: dict[str, tuple[type, Callable[[Any], None]]] = {
         "extract": (jobs.Extract, extract_and_tell),
@@ -77,6 +79,7 @@ def command(name: str, rest: list[str]) -> None:
         "convert": (jobs.Convert, convert),
         "audit": (audit_jobs.Audit, lambda job: print(f"open {audit.audit(job)}")),
         "filter": (audit_jobs.Filter, lambda job: print(f"open {filter.filtered(job)}")),
+        "steer": (steer_jobs.Steer, lambda job: print(f"open {steer.steer(job)}")),
         "demo": (jobs.Demo, demo.demo),
     }
     if name == "train":

@@ -32,26 +32,27 @@ class Operation(Protocol):
 
 @dataclass(frozen=True)
 class Clamp:
-    """Set the latents to `value` wherever the edit applies, whether they fired or not."""
+    """Set the latents to `value` (one for all, or one each) wherever the edit applies, whether they fired or not."""
 
     latents: Sequence[int]
-    value: float
+    value: float | Sequence[float]
 
     def change(self, sae: SAE, code: Code) -> Float[Tensor, "rows d_model"]:
         z = activations(sae, code, self.latents)
-        return (self.value - z) @ atoms(sae, self.latents)
+        return (z.new_tensor(self.value) - z) @ atoms(sae, self.latents)
 
 
 @dataclass(frozen=True)
 class Add:
-    """Add `value` to the latents, whether they fired or not."""
+    """Add `value` (one for all, or one each) to the latents, whether they fired or not."""
 
     latents: Sequence[int]
-    value: float
+    value: float | Sequence[float]
 
     def change(self, sae: SAE, code: Code) -> Float[Tensor, "rows d_model"]:
-        step = self.value * atoms(sae, self.latents).sum(0)
-        return step.expand(len(code.values), -1)
+        rows = atoms(sae, self.latents)
+        value = rows.new_tensor(self.value).expand(len(rows))
+        return (value @ rows).expand(len(code.values), -1)
 
 
 @dataclass(frozen=True)

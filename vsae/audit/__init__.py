@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vsae import held
 from vsae.audit_jobs import Audit
 from vsae.jobs import Extract
 
@@ -82,8 +83,6 @@ def folder_name(where: str) -> str:
 
 def hold_to(job: Audit) -> None:
     """Note what was asked for, or see that it is what was noted. Raises ValueError."""
-    from vsae.files import read_json, write_json
-
     free = {
         "names",
         "names_options",
@@ -99,15 +98,7 @@ def hold_to(job: Audit) -> None:
     }
     wanted: dict[str, Any] = {name: value for name, value in asdict(job).items() if name not in free}
     wanted["model"].pop("device")
-    wanted = {name: str(value) for name, value in wanted.items()}
-    note = job.out / "audit.json"
-    if not note.is_file():
-        job.out.mkdir(parents=True, exist_ok=True)
-        write_json(note, wanted)
-    elif differing := [name for name, value in read_json(note).items() if wanted.get(name) != value]:
-        raise ValueError(
-            f"{job.out} holds another audit; what differs: {', '.join(differing)}. Choose another --out, or remove it."
-        )
+    held.hold_to(job.out, "audit", wanted)
 
 
 def sources(job: Audit) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vsae import held
 from vsae.audit_jobs import Filter
 from vsae.jobs import Extract
 
@@ -83,7 +84,7 @@ def checked(job: Filter) -> None:
 
 def hold_to(job: Filter, units: "Units") -> None:
     """Note what was asked for, or see that it is what was noted: scores of another job must not be mixed in. Raises ValueError."""
-    from vsae.files import digest, read_json, sha256, write_json
+    from vsae.files import digest, sha256
     from vsae.run import WEIGHTS
 
     free = {"out", "share", "count", "threshold", "stratify", "method", "scores_only", "workers", "self_check"}
@@ -91,15 +92,7 @@ def hold_to(job: Filter, units: "Units") -> None:
     wanted["run"] = sha256(job.run / WEIGHTS) if job.run is not None and (job.run / WEIGHTS).is_file() else str(job.run)
     wanted["data"] = digest([[units.name(unit), path.stat().st_size] for unit, path in enumerate(units.paths)])
     wanted["model"].pop("device")
-    wanted = {name: str(value) for name, value in wanted.items()}
-    note = job.out / "filter.json"
-    if not note.is_file():
-        job.out.mkdir(parents=True, exist_ok=True)
-        write_json(note, wanted)
-    elif differing := [name for name, value in read_json(note).items() if wanted.get(name) != value]:
-        raise ValueError(
-            f"{job.out} holds the scores of another job; what differs: {', '.join(differing)}. Choose another --out, or remove it."
-        )
+    held.hold_to(job.out, "filter", wanted)
 
 
 def loaded(job: Filter) -> "Run":
