@@ -148,38 +148,45 @@ def compared(ours: Way, theirs: Way, of: str, draws: np.ndarray) -> Estimate:
             for way in (ours, theirs)
             for each in (way[0], way[1][of])
         ]
-        return np.array([at_equal_reach(*of_draw) for of_draw in zip(*lines, strict=True)])
+        return at_equal_reach(*lines)
 
     value = float(differences(None)[0])
     return Estimate(value if np.isfinite(value) else None, 0.0, interval(differences(draws)))
 
 
 def at_equal_reach(
-    reach_a: Float[np.ndarray, "a"],
-    kept_a: Float[np.ndarray, "a"],
-    reach_b: Float[np.ndarray, "b"],
-    kept_b: Float[np.ndarray, "b"],
-) -> float:
-    """Mean of kept_a - kept_b over the reaches both come to; each is what it was when the reach was first passed. NaN where there is none."""
-    start, top = reach_a[0], min(np.nanmax(reach_a), np.nanmax(reach_b))
-    if not top > start:
-        return float("nan")
-    levels = np.linspace(start, top, LEVELS)
-    return float(np.mean(when_passed(reach_a, kept_a, levels) - when_passed(reach_b, kept_b, levels)))
+    reach_a: Float[np.ndarray, "draws a"],
+    kept_a: Float[np.ndarray, "draws a"],
+    reach_b: Float[np.ndarray, "draws b"],
+    kept_b: Float[np.ndarray, "draws b"],
+) -> Float[np.ndarray, "draws"]:
+    """Mean of kept_a - kept_b over the reaches both come to; each is what it was when the reach was first passed. NaN where there is none.
+
+    Columns are strengths from 0 on; one without any number, in a draw, is passed over.
+    """
+    start = reach_a[:, 0]
+    top = np.minimum(np.nanmax(reach_a, 1), np.nanmax(reach_b, 1))
+    levels = start[:, None] + (top - start)[:, None] * np.linspace(0, 1, LEVELS)
+    gap = when_passed(reach_a, kept_a, levels) - when_passed(reach_b, kept_b, levels)
+    return np.where(top > start, gap.mean(1), np.nan)
 
 
 def when_passed(
-    reach: Float[np.ndarray, "steps"], kept: Float[np.ndarray, "steps"], levels: Float[np.ndarray, "levels"]
-) -> Float[np.ndarray, "levels"]:
-    """Kept where the line through the steps first comes to each level."""
-    there = np.isfinite(reach) & np.isfinite(kept)
-    reach, kept = reach[there], kept[there]
-    found = np.full(len(levels), np.nan)
-    for at in range(len(reach) - 1):
-        low, high = reach[at], reach[at + 1]
+    reach: Float[np.ndarray, "draws steps"],
+    kept: Float[np.ndarray, "draws steps"],
+    levels: Float[np.ndarray, "draws levels"],
+) -> Float[np.ndarray, "draws levels"]:
+    """Kept where the line through the steps first comes to each level. NaN above all of them."""
+    found = np.full(levels.shape, np.nan)
+    low, before = reach[:, :1], kept[:, :1]
+    for at in range(1, reach.shape[1]):
+        high, after = reach[:, at : at + 1], kept[:, at : at + 1]
         inside = np.isnan(found) & (levels >= low) & (levels <= high)
-        share = (levels[inside] - low) / (high - low) if high > low else np.zeros(inside.sum())
-        found[inside] = kept[at] + share * (kept[at + 1] - kept[at])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(high > low, (levels - low) / (high - low), 0.0)
+        found = np.where(inside, before + share * (after - before), found)
+        there = np.isfinite(high) & np.isfinite(after)
+        low, before = np.where(there, high, low), np.where(there, after, before)
     return found
 
 

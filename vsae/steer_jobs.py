@@ -22,10 +22,12 @@ class Steer:
     """Directory of a trained SAE."""
     out: Path
     """Directory of what is written: images/ or answers/, sheet.png, result.json, effects.parquet, report/."""
-    concept: tuple[str, ...]
+    concept: tuple[str, ...] = ()
     """Words for it; the first is its name. Examples that say one of them have the concept; an answer that says one of them shows it."""
+    vocabulary: tuple[str, ...] = ()
+    """Pictures, in place of a concept: words, or a .txt of them. Each latent is then raised alone, at the largest strength, named by one of them, and the name verified on every second prompt."""
     latents: tuple[int, ...] = ()
-    """What is changed; when left out, the latents that the concept separates best."""
+    """What is changed; when left out, the latents that the concept separates best, or with a vocabulary any that fire."""
     choose: int = 1
     """How many, where --latents is left out."""
     examples: str | None = None
@@ -47,7 +49,7 @@ class Steer:
     answer_only: bool = False
     """Answers: change generated tokens only, not the prompt's."""
     controls: int = 1
-    """Sets of random latents, matched in number, firing rate and size."""
+    """Sets of random latents, matched in number, firing rate and size. With a vocabulary: random directions."""
     judge: str | None = None
     """Pictures: the CLIP that looks at them, an open_clip or transformers name or directory."""
     attributes: Options = field(default_factory=dict)

@@ -35,7 +35,7 @@ class Along:
 
 @dataclass(frozen=True)
 class Examples:
-    """What samples with and without a concept have at a site."""
+    """What samples with and without a concept have at a site; without a concept in mind, all of them count as having it."""
 
     having: Int64[np.ndarray, "n"]
     """Samples with the concept, and ..."""
@@ -45,8 +45,8 @@ class Examples:
     """Largest activation of each latent over a sample's tokens; 0 where it is silent."""
     fires: Float[np.ndarray, "n_latents"]
     """Share of the tokens on which it is positive."""
-    means: Float[Tensor, "d_model"]
-    """Difference of means: tokens of samples with the concept less those of samples without."""
+    means: Float[Tensor, "d_model"] | None
+    """Difference of means: tokens of samples with the concept less those of samples without. None without a concept."""
 
     def separation(self) -> Float[np.ndarray, "n_latents"]:
         """How much larger each latent is where the concept is."""
@@ -89,14 +89,14 @@ class Examples:
 def examples(
     sae: SAE,
     batches: Iterable[tuple[Float[Tensor, "batch tokens d_model"], Bool[Tensor, "batch tokens"]]],
-    has: Sequence[bool],
+    has: Sequence[bool] | None = None,
 ) -> Examples:
-    """Read batches of (activations, which tokens count) of the samples that `has` says do or do not have the concept, in order.
+    """Read batches of (activations, which tokens count) of samples of which `has` says, in their order, whether they have the concept.
 
-    Raises ValueError where no sample has it, or none lacks it.
+    Raises ValueError where no sample has it, or none lacks it, and where no token counts.
     """
-    having = np.array(has, bool)
-    if having.all() or not having.any():
+    having = None if has is None else np.array(has, bool)
+    if having is not None and (having.all() or not having.any()):
         raise ValueError(
             f"{having.sum()} of {len(having)} examples have the concept: both kinds are needed, those with it and those without."
         )
@@ -107,7 +107,8 @@ def examples(
     for values, mask in batches:
         x = values[mask].to(sae.b_dec.dtype)
         row = mask.nonzero()[:, 0]
-        side = torch.tensor(having[at : at + len(values)]).long()[row.cpu()]
+        batch = np.ones(len(values), bool) if having is None else having[at : at + len(values)]
+        side = torch.tensor(batch).long()[row.cpu()]
         total.index_add_(0, side, x.double().cpu())
         tokens += np.bincount(side.numpy(), minlength=2)
         code = sae.encode(x)
@@ -117,10 +118,18 @@ def examples(
         most.view(-1).scatter_reduce_(0, where.flatten(), code.values.clamp(min=0).flatten(), "amax")
         strongest.append(most.cpu().numpy())
         at += len(values)
-    if not tokens.all():
+    if not tokens[1] or (having is not None and not tokens[0]):
         raise ValueError("the tokens that the edit reaches are in none of the examples: choose other --kinds.")
-    mean = total / torch.tensor(tokens)[:, None]
-    means = (mean[1] - mean[0]).to(sae.b_dec.dtype)
+    means = None
+    if having is None:
+        having = np.ones(at, bool)
+    else:
+        mean = total / torch.tensor(tokens)[:, None]
+        means = (mean[1] - mean[0]).to(sae.b_dec.dtype)
+        if not means.norm() > 0:
+            raise ValueError(
+                "examples with and without the concept have the same mean: the model does not tell them apart here."
+            )
     return Examples(
         np.flatnonzero(having), np.flatnonzero(~having), np.concatenate(strongest), fired / tokens.sum(), means
     )

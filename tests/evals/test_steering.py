@@ -20,17 +20,22 @@ BARE = made(0.0, 1.0)
 def test_what_is_kept_where_the_reach_is_first_passed():
     reach, kept = np.array([0.0, 0.5, 0.3, 1.0]), np.array([1.0, 0.8, 0.1, 0.4])
     levels = np.array([0.0, 0.25, 0.5, 0.65, 1.0])
+    rows = (np.stack([each, each]) for each in (reach, kept, levels))
     # From .5 on the line goes back to (.3, .1) and from there up to (1, .4): .65 is half of the way.
-    np.testing.assert_allclose(when_passed(reach, kept, levels), [1.0, 0.9, 0.8, 0.25, 0.4])
-    assert np.isnan(when_passed(reach, kept, np.array([1.1]))).all()
+    np.testing.assert_allclose(when_passed(*rows), [[1.0, 0.9, 0.8, 0.25, 0.4]] * 2)
+    assert np.isnan(when_passed(reach[None], kept[None], np.array([[1.1]]))).all()
+    lost = np.array([[0.0, np.nan, 1.0]])  # a step without pictures is passed over
+    np.testing.assert_allclose(when_passed(lost, lost, np.array([[0.5]])), [[0.5]])
 
 
 def test_equal_reach_of_two_straight_lines_is_their_mean_gap():
-    reach = np.array([0.0, 0.5, 1.0])
+    reach = np.array([[0.0, 0.5, 1.0]])
     # kept 1 - .2 r against 1 - .6 r: gap .4 r, on average .2 over all reaches, .1 over those up to .5.
     assert at_equal_reach(reach, 1 - 0.2 * reach, reach, 1 - 0.6 * reach) == pytest.approx(0.2)
-    assert at_equal_reach(reach, 1 - 0.2 * reach, reach[:2], 1 - 0.6 * reach[:2]) == pytest.approx(0.1)
-    assert np.isnan(at_equal_reach(reach, reach, np.zeros(3), np.ones(3)))  # a direction that does nothing wins nothing
+    assert at_equal_reach(reach, 1 - 0.2 * reach, reach[:, :2], 1 - 0.6 * reach[:, :2]) == pytest.approx(0.1)
+    assert np.isnan(
+        at_equal_reach(reach, reach, np.zeros((1, 3)), np.ones((1, 3)))
+    )  # a direction that does nothing wins nothing
 
 
 def test_size_alone_decides_nothing():

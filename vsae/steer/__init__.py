@@ -7,7 +7,7 @@
     result.json             every number (evals.steering);  effects.parquet: a row for each direction, strength and measure;  *.png: figures
     report/                 index.html
 
-Every set of pictures or answers appears whole or is gone on with, so that an interrupted job goes on where it was.
+With a vocabulary in place of a concept: see vsae/steer/discover.py. Every set of pictures or answers appears whole or is gone on with, so that an interrupted job goes on where it was.
 """
 
 from dataclasses import asdict
@@ -32,7 +32,7 @@ def steer(job: Steer, judge: "Judge | None" = None) -> Path:
     """
     from evals import steering
     from vsae.run import Run
-    from vsae.steer import directions, outcome, page
+    from vsae.steer import directions, discover, outcome, page
     from vsae.steer.answers import Written
     from vsae.steer.images import Drawn
 
@@ -40,6 +40,8 @@ def steer(job: Steer, judge: "Judge | None" = None) -> Path:
     hold_to(job)
     run = Run.load(job.run, self_check=job.self_check)
     model, site = fitting_model(job, run)
+    if job.vocabulary:
+        return discover.discover(job, run, model, site)
     found = directions.found(job, run.sae, model, site)
     made: Any = Drawn(job, model) if job.model.family == "diffusion" else Written(job, model, judge)
     bare = made.bare()
@@ -62,8 +64,16 @@ def steer(job: Steer, judge: "Judge | None" = None) -> Path:
 
 def checked(job: Steer) -> None:
     """Refuse what contradicts itself before anything is loaded."""
-    if not job.concept or not all(word.strip() for word in job.concept):
-        raise ValueError("what the latents stand for is not said: give --concept WORD...")
+    if bool(job.concept) == bool(job.vocabulary):
+        raise ValueError(
+            "give --concept WORD... to steer, or --vocabulary WORDS to find out what latents do: one of the two."
+        )
+    if not all(word.strip() for word in job.concept):
+        raise ValueError("a word of --concept is empty: leave it out.")
+    if job.vocabulary and (job.model.family != "diffusion" or job.operation == "scale" or job.find is not None):
+        raise ValueError(
+            "--vocabulary names what latents do to pictures: use it with a diffusion model, add or clamp, and no --find."
+        )
     if not job.strengths or (0 in job.strengths and len(set(job.strengths)) == 1):
         raise ValueError("no strength is left but 0, which is always drawn: give --strengths 1 2 4, say.")
     if job.find is not None and not 0 < job.find < 1:
@@ -73,11 +83,12 @@ def checked(job: Steer) -> None:
     if job.model.family not in ("diffusion", "llm", "llava"):
         raise ValueError(f"family {job.model.family} neither draws nor writes: choose diffusion, llm or llava.")
     if job.model.family == "diffusion":
+        from vsae.steer import discover
         from vsae.steer.images import groups
 
         if job.judge is None:
             raise ValueError("pictures need someone to look at them: give --judge CLIP, a name or directory.")
-        groups(job)
+        discover.vocabulary(job) if job.vocabulary else groups(job)
 
 
 def hold_to(job: Steer) -> None:

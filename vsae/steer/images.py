@@ -1,6 +1,6 @@
 """Sets of pictures under an edit, and what a CLIP sees in them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from vsae.interventions import Intervention
     from vsae.steer.directions import Directions
 
-COLUMNS = 10
-"""Prompts on the sheet."""
+COLUMNS, LOOKED = 10, 64
+"""Prompts on the sheet; pictures that the judge sees at once."""
 BARE, LIKENESS = "bare", "image"
 """The set without an edit; and the name of how alike its images are to others, by the judge's cosine."""
 
 
-class Drawn:
-    """The pictures of one job."""
-
-    what = "images"
+class Pictures:
+    """Sets of pictures of the same prompts and seeds, below OUT/images."""
 
     def __init__(self, job: Steer, painter: Any) -> None:
         from modalities.data import open_dataset
@@ -35,32 +33,13 @@ class Drawn:
 
         self.job, self.painter = job, painter
         self.prompts = First(open_dataset(job.prompts), job.most)
-        self.groups = groups(job)
-        self.target = target_of(job, self.groups)
-        self.drawn: set[tuple[str, float]] = set()
-        self._looks: dict[str, Look] = {}
-
-    def bare(self) -> Seen:
-        self.draw(BARE, {})
-        look = self.look(BARE)
-        if not np.isfinite(look.embedding).all(1).any():
-            bad = next(iter(rows(self.job.out / "images" / BARE).values()))["bad"]
-            raise ValueError(f"{self.job.model.name} drew nothing that can be looked at, even without an edit: {bad}.")
-        return self.compared(BARE)
-
-    def seen(self, name: str, strength: float, site: str, edit: "Intervention") -> Seen:
-        folder = named(name, strength)
-        with self.painter.edit(site, edit):
-            self.draw(folder, {"direction": name, "strength": strength})
-        self.drawn.add((name, strength))
-        return self.compared(folder)
 
     def draw(self, folder: str, note: Mapping[str, Any]) -> None:
-        """What is not there yet."""
+        """What is not there yet. Raises ValueError where the bare set has nothing that can be looked at."""
         from modalities.generate import generate
         from vsae.audit import shown
 
-        generate(
+        made = generate(
             self.painter,
             self.prompts,
             self.job.out / "images" / folder,
@@ -71,6 +50,63 @@ class Drawn:
             num_inference_steps=self.job.steps,
             guidance_scale=self.job.guidance,
         )
+        if folder == BARE and not made.images:
+            bad = made.bad[0]
+            raise ValueError(
+                f"{self.job.model.name} drew nothing that can be looked at, even without an edit: {bad.key} {bad.reason}."
+            )
+
+    def edited(self, folder: str, site: str, edit: "Intervention", note: Mapping[str, Any]) -> None:
+        with self.painter.edit(site, edit):
+            self.draw(folder, note)
+
+    def all_of(self, folder: str) -> "dict[int, Image]":
+        """Pictures by prompt."""
+        return {at: image for at in range(len(self.prompts)) if (image := self.picture(folder, at)) is not None}
+
+    def picture(self, folder: str, prompt: int) -> "Image | None":
+        from PIL import Image
+
+        path = self.job.out / "images" / folder / "images" / f"{prompt:08d}.png"
+        if not path.is_file():
+            return None
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    def caption(self, prompt: int) -> str:
+        from modalities.data import Bad
+        from modalities.diffusion import caption_of
+
+        sample = self.prompts.read(prompt)
+        return sample.key if isinstance(sample, Bad) or not sample.captions else caption_of(sample)
+
+    def lost(self, folder: str) -> dict[str, str]:
+        """Prompts whose picture came out unusable, and how."""
+        found = rows(self.job.out / "images" / folder)
+        return {key: row["bad"] for key, row in found.items() if row["bad"]}
+
+
+class Drawn(Pictures):
+    """The pictures of one concept."""
+
+    what = "images"
+
+    def __init__(self, job: Steer, painter: Any) -> None:
+        super().__init__(job, painter)
+        self.groups = groups(job)
+        self.target = target_of(job, self.groups)
+        self.drawn: set[tuple[str, float]] = set()
+        self._looks: dict[str, Look] = {}
+
+    def bare(self) -> Seen:
+        self.draw(BARE, {})
+        return self.compared(BARE)
+
+    def seen(self, name: str, strength: float, site: str, edit: "Intervention") -> Seen:
+        folder = named(name, strength)
+        self.edited(folder, site, edit, {"direction": name, "strength": strength})
+        self.drawn.add((name, strength))
+        return self.compared(folder)
 
     def compared(self, folder: str) -> Seen:
         """How far the concept is in the pictures of a set, and what of the bare set is still in them."""
@@ -105,31 +141,21 @@ class Drawn:
 
     def judged(self, folder: str) -> "Look":
         """NaN for prompts without a picture."""
-        n = len(self.prompts)
+        n, pictures = len(self.prompts), self.all_of(folder)
         sees = {of: np.full((n, len(values)), np.nan) for of, values in self.groups.items()}
-        pictures = {at: image for at in range(n) if (image := self.picture(folder, at)) is not None}
         embedding = np.full((n, self.judge.d), np.nan)
         order = list(pictures)
-        for start in range(0, len(order), 64):
-            part = order[start : start + 64]
-            probabilities, embedded = self.judge([pictures[at] for at in part])
-            embedding[part] = embedded
-            for of, values in probabilities.items():
-                sees[of][part] = values
+        for start in range(0, len(order), LOOKED):
+            part = order[start : start + LOOKED]
+            images = [pictures[at] for at in part]
+            embedding[part] = self.judge.images(images)
+            for of, values in self.groups.items():
+                sees[of][part] = self.judge.chances(images, [self.job.phrase.format(value) for value in values])
         return Look(sees, embedding)
 
     @cached_property
     def judge(self) -> "Judge":
-        return Judge(str(self.job.judge), self.groups, self.job.phrase)
-
-    def picture(self, folder: str, prompt: int) -> "Image | None":
-        from PIL import Image
-
-        path = self.job.out / "images" / folder / "images" / f"{prompt:08d}.png"
-        if not path.is_file():
-            return None
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return Judge(str(self.job.judge))
 
     def about_bare(self) -> dict[str, Any]:
         """For result.json: that strength 0 changes nothing, and pictures that came out unusable."""
@@ -168,24 +194,12 @@ class Drawn:
             f"What is in a picture is what {Path(str(self.job.judge)).name} says, zero-shot among the values it was given ({read}), and nothing else.",
         ]
 
-    def caption(self, prompt: int) -> str:
-        from modalities.data import Bad
-        from modalities.diffusion import caption_of
-
-        sample = self.prompts.read(prompt)
-        return sample.key if isinstance(sample, Bad) or not sample.captions else caption_of(sample)
-
     def identical(self, name: str) -> tuple[int, int]:
         """(pictures of strength 0 that are the bare ones to the bit, all of them)."""
         folders = [self.job.out / "images" / each / "images" for each in (BARE, named(name, 0.0))]
         files = sorted({path.name for folder in folders for path in folder.iterdir()})
         same = [all((f / file).is_file() for f in folders) and one_content(folders, file) for file in files]
         return sum(same), len(files)
-
-    def lost(self, folder: str) -> dict[str, str]:
-        """Prompts whose picture came out unusable, and how."""
-        found = rows(self.job.out / "images" / folder)
-        return {key: row["bad"] for key, row in found.items() if row["bad"]}
 
 
 class Look:
@@ -202,23 +216,31 @@ class Look:
 
 
 class Judge:
-    """Zero-shot: softmax of a CLIP's own logits over the values of each group."""
+    """A CLIP."""
 
-    def __init__(self, name: str, groups: Mapping[str, tuple[str, ...]], phrase: str) -> None:
+    def __init__(self, name: str) -> None:
         from vsae.jobs import Model
         from vsae.reading import load_model
 
-        self.clip, self.groups, self.phrase = load_model(Model("clip", name)), groups, phrase
+        self.clip = load_model(Model("clip", name))
         self.d = int(self.clip.sites()["image_embedding"][-1])
 
-    def __call__(self, images: "list[Image]") -> tuple[dict[str, np.ndarray], np.ndarray]:
-        batch = self.clip.prepare(images)
-        embedding = self.clip.activations(batch, ["image_embedding"])["image_embedding"].values[:, 0].double()
-        found = {}
-        for of, values in self.groups.items():
-            texts = self.clip.texts([self.phrase.format(value) for value in values])
-            found[of] = self.clip.logits(batch | texts).double().softmax(1).cpu().numpy()
-        return found, (embedding / embedding.norm(dim=1, keepdim=True)).cpu().numpy()
+    def images(self, images: "Sequence[Image]") -> Float[np.ndarray, "images d"]:
+        """Embeddings of length 1."""
+        return self._unit(self.clip.prepare(list(images)), "image_embedding")
+
+    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:
+        """Embeddings of length 1."""
+        return self._unit(self.clip.texts(texts), "text_embedding")
+
+    def chances(self, images: "Sequence[Image]", texts: Sequence[str]) -> Float[np.ndarray, "images texts"]:
+        """Zero-shot: softmax of the CLIP's own logits over the texts."""
+        batch = self.clip.prepare(list(images)) | self.clip.texts(texts)
+        return self.clip.logits(batch).double().softmax(1).cpu().numpy()
+
+    def _unit(self, batch: dict[str, Any], site: str) -> np.ndarray:
+        found = self.clip.activations(batch, [site])[site].values[:, 0].double()
+        return (found / found.norm(dim=1, keepdim=True)).cpu().numpy()
 
 
 def groups(job: Steer) -> dict[str, tuple[str, ...]]:
