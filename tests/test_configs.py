@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vsae import audit_jobs, jobs
+from vsae import audit_jobs, jobs, steer_jobs
 from vsae.cli import train_type
 from vsae.config import from_mapping, read_yaml
 from vsae.recipes import FIXED, JOINED, RECIPES
@@ -16,8 +16,10 @@ FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_is_what_a_command_takes(path):
     content = read_yaml(path)
-    command = re.search(r"vsae (audit|filter|extract|train) --config", path.read_text())
-    named = {"audit": audit_jobs.Audit, "filter": audit_jobs.Filter}.get(command[1] if command else "")
+    command = re.search(r"vsae (audit|filter|steer|extract|train) --config", path.read_text())
+    named = {"audit": audit_jobs.Audit, "filter": audit_jobs.Filter, "steer": steer_jobs.Steer}.get(
+        command[1] if command else ""
+    )
     job = named or (jobs.Extract if "model" in content else train_type(["--config", str(path)]))
     made = from_mapping(job, content, path.name)
     if named is None and job is not jobs.Extract:

@@ -208,6 +208,7 @@ def test_a_killed_job_goes_on_to_the_same_bits(made, painted, tmp_path):
         (["--most", "0"], "0 samples are none"),
         (["--kinds", "patch"], "in none of the examples"),
         (["--run", "nowhere"], "nowhere"),
+        (["--vocabulary", "red", "blue"], "one of the two"),
     ],
 )
 def test_mistakes_are_one_sentence(painted, tmp_path, capsys, more, said):
@@ -249,6 +250,43 @@ def test_an_sae_of_another_model_and_another_job_are_refused(painted, made, tmp_
     with pytest.raises(SystemExit):
         cli.main(command(painted, made, "--seed", "5"))
     assert "holds another steer; what differs: seed" in capsys.readouterr().err
+
+
+def test_a_latent_is_named_for_what_it_does_and_the_name_is_verified(painted, made, tmp_path):
+    """The known answer: the latent that was steered to red is called red, on prompts that did not propose it."""
+    red = read_json(made / "result.json")["details"]["directions"]["latents"][0]
+    other = next(j for j in read_json(made / "result.json")["details"]["directions"]["controls"][0] if j != red)
+    prompts = [
+        {"key": f"{colour} {shape}", "caption": f"a {colour} solid {shape} on stone"}
+        for colour in ("blue", "green", "white")
+        for shape in ("circle", "square", "star", "heart")
+    ]
+    lines(tmp_path / "prompts.jsonl", prompts)
+    common = command(painted, tmp_path / "out", "--prompts", str(tmp_path / "prompts.jsonl"), strengths=("6",))
+    at = common.index("--concept")
+    words = [word for values in DEFAULT.values() for word in values]
+    (tmp_path / "words.txt").write_text("\n".join(["", *words]))
+    job = [
+        *common[:at],
+        *common[at + 3 :],
+        "--vocabulary",
+        str(tmp_path / "words.txt"),
+        "--latents",
+        str(red),
+        str(other),
+    ]
+    cli.main(job)
+    rows = {row["direction"]: row for row in pq.read_table(tmp_path / "out/discovered.parquet").to_pylist()}
+    assert set(rows) == {f"latent_{red}", f"latent_{other}", "random_1"}
+    assert rows[f"latent_{red}"]["name"] == "red" and rows[f"latent_{red}"]["accuracy"] == 1
+    assert rows[f"latent_{red}"]["p"] == pytest.approx(2.0**-6) and rows[f"latent_{red}"]["q"] < 0.05
+    result = read_json(tmp_path / "out/result.json")
+    assert result["value"] >= 0.5 and result["floor"] in (0, 1) and result["n"]["words"] == len(words)
+    page = Shown((tmp_path / "out/report/index.html").read_text())
+    assert f"latent {red}: red, picked" in page.text and len(page.images) >= 3 * 8 - 4
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").rglob("*.png")}
+    cli.main(job)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/images").rglob("*.png")} == before
 
 
 @pytest.fixture(scope="module")

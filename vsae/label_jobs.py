@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+from vsae.jobs import Model
+
 
 @dataclass(frozen=True)
 class EvalProbing:
@@ -171,5 +173,31 @@ class EvalOntology:
     """Of permuted labels and bootstrap."""
     batch_size: int = 4096
     """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalZeroShot:
+    """Classify images by the text of their class with a CLIP, with and without the cosine of a VL-SAE's codes, whose weight is chosen on other images."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a VL-SAE on image_embedding+text_embedding."""
+    data: tyro.conf.Positional[str]
+    """Labelled images: a folder with a folder a class, shards or a list with labels."""
+    model: Model
+    """The CLIP that the run reads."""
+    label: str | None = None
+    """Field of the json, or column of the list, that holds the label."""
+    phrase: str = "a photo of a {}"
+    """The text of a class."""
+    out: Path | None = None
+    """Where result.json goes: RUN/eval/zero_shot when left out."""
+    resamples: int = 500
+    """Of the bootstrap over images."""
+    seed: int = 0
+    """Of the bootstrap, and of the exchanged classes."""
+    batch_size: int = 64
+    """Images a forward pass."""
     self_check: bool = True
     """Verify on loading that the SAE still does what it did when it was saved."""

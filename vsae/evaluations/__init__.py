@@ -56,6 +56,10 @@ EVALUATIONS = {
         "audits",
         "how well scores from codes find mismatched image-text pairs, beside CLIP score, length and chance",
     ),
+    "zero_shot": (
+        "alignment",
+        "whether a VL-SAE's codes help a CLIP name images, with a weight chosen on other images",
+    ),
     "all": ("world", "--world: all of these where the right answers are known, in a rendered world, in one table"),
 }
 """Name -> (room, what it answers)."""

@@ -1,0 +1,127 @@
+"""Does an image-text model say yes to what is not there? Yes/no questions about objects (POPE, 2305.10355).
+
+    questions   a .jsonl with image (key), question, answer ("yes" or "no"), and kind: which images, and why a "no" was asked (random, popular, ...)
+    said        the sign of log p(yes) - log p(no), the two answers' first tokens, from one pass: no word is parsed
+    accuracy    floor: of always giving the commoner answer
+    F1          of yes; floor: of always saying yes
+    yes         share of questions answered yes; right: the share that is yes.   AUROC of the difference: floor 1/2, free of where yes begins
+
+By kind: all its no's with all the yes's, as POPE has it. Intervals are 95 % bootstraps over images, whose questions are not independent.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from sklearn.metrics import roc_auc_score
+
+from evals.result import Estimate
+from evals.steering import interval, weights
+
+
+class Question(NamedTuple):
+    image: str
+    """Key of the image."""
+    text: str
+    yes: bool
+    kind: str
+
+
+@dataclass(frozen=True)
+class Answered:
+    accuracy: Estimate
+    f1: Estimate
+    yes: Estimate
+    """Floor: the share of questions whose answer is yes."""
+    auroc: Estimate
+    n: int
+
+
+def read(path: Path | str) -> list[Question]:
+    """Questions of a .jsonl. Raises FileNotFoundError, and ValueError naming the line that is no question."""
+    path, found = Path(path), list[Question]()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: give a .jsonl of questions.")
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            image, text, answer = str(row["image"]), str(row["question"]), str(row["answer"]).strip().lower()
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no question with image, question and answer.") from error
+        if answer not in ("yes", "no"):
+            raise ValueError(f"{path}, line {number}: the answer is {answer[:20]!r}, neither yes nor no.")
+        found.append(Question(image, text, answer == "yes", str(row.get("kind", "all"))))
+    if not found:
+        raise ValueError(f"{path} has no questions.")
+    return found
+
+
+def by_kind(
+    questions: Sequence[Question], difference: Float[np.ndarray, "questions"], *, resamples: int = 500, seed: int = 0
+) -> Mapping[str, Answered]:
+    """difference: log p(yes) - log p(no). "all", and each kind of question whose answers are all no, with all the yes's."""
+    truth = np.array([question.yes for question in questions])
+    kinds = np.array([question.kind for question in questions])
+    images = np.unique([question.image for question in questions], return_inverse=True)[1]
+    groups = {"all": np.ones(len(truth), bool)}
+    noes = [kind for kind in np.unique(kinds) if not truth[kinds == kind].any()]
+    if len(noes) > 1:
+        groups |= {str(kind): truth | (kinds == kind) for kind in noes}
+    return {
+        name: answered(truth[of], difference[of], images[of], resamples=resamples, seed=seed)
+        for name, of in groups.items()
+    }
+
+
+def answered(
+    truth: Bool[np.ndarray, "questions"],
+    difference: Float[np.ndarray, "questions"],
+    images: np.ndarray,
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+) -> Answered:
+    """A difference of 0 counts as no. Raises ValueError for no question, or a difference that is not finite."""
+    if not len(truth) or not np.isfinite(difference).all():
+        raise ValueError(
+            f"{len(truth)} questions, of which {np.isfinite(difference).sum()} have an answer: all need one."
+        )
+    group = np.unique(images, return_inverse=True)[1].ravel()
+    n = int(group.max()) + 1
+    draws = weights(n, resamples, seed)[:, group]
+    whole = np.ones((1, len(truth)))
+    said, share = difference > 0, float(truth.mean())
+
+    def of(measure, floor: float) -> Estimate:  # type: ignore[no-untyped-def]
+        value = float(measure(whole)[0])
+        return Estimate(value if np.isfinite(value) else None, floor, interval(measure(draws)))
+
+    return Answered(
+        of(lambda w: w @ (said == truth) / w.sum(1), max(share, 1 - share)),
+        of(lambda w: f1(w, said, truth), 2 * share / (1 + share)),
+        of(lambda w: w @ said / w.sum(1), share),
+        of(lambda w: auroc(w, difference, truth), 0.5),
+        len(truth),
+    )
+
+
+def f1(w: Float[np.ndarray, "draws n"], said: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    """Of yes; 0 where yes is neither said nor right."""
+    hits, either = 2 * (w @ (said & truth)), w @ said.astype(float) + w @ truth.astype(float)
+    return np.divide(hits, either, out=np.zeros(len(w)), where=either > 0)
+
+
+def auroc(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    """NaN where one of the answers is not among those drawn."""
+    found = np.full(len(w), np.nan)
+    for at, row in enumerate(w):
+        drawn = row > 0
+        if truth[drawn].any() and not truth[drawn].all():
+            found[at] = roc_auc_score(truth[drawn], difference[drawn], sample_weight=row[drawn])
+    return found
