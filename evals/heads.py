@@ -15,6 +15,7 @@ Baselines: lambda 0; the span of the same atoms projected out of x; as many rand
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -72,8 +73,10 @@ def fit(
     d = torch.from_numpy(np.asarray(unintended, float)).double().reshape(-1, x.shape[1])
     weight = nn.Parameter(torch.zeros(classes, x.shape[1], dtype=torch.float64))
     bias = nn.Parameter(torch.zeros(classes, dtype=torch.float64))
-    for force in (0.0, strength) if strength and len(d) else (0.0,):  # a cosine has no gradient at weights of 0
-        descend(weight, bias, lambda force=force: loss(weight, bias, rows, labels, d, force, sim))
+    # first without: a cosine has no gradient at weights of 0
+    descend(weight, bias, partial(loss, weight, bias, rows, labels, d, 0.0, sim))
+    if strength and len(d):
+        descend(weight, bias, partial(loss, weight, bias, rows, labels, d, strength, sim))
     w = weight.detach().numpy() / scale
     return Head(w, bias.detach().numpy() - w @ middle)
 

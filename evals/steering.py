@@ -127,7 +127,7 @@ def monotone(
     points = {0.0: bare} | dict(seen)
     means = np.stack([mean(points[s].reach, draws) for s in sorted(points)], 1)
     means = means[:, np.isfinite(means).all(0)]
-    return (np.diff(means) >= -1e-12).all(1)
+    return np.asarray((np.diff(means) >= -1e-12).all(1))
 
 
 Way = tuple[list[np.ndarray], dict[str, list[np.ndarray]]]

@@ -10,7 +10,7 @@ By kind: all its no's with all the yes's, as POPE has it. Intervals are 95 % boo
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -98,7 +98,7 @@ def answered(
     whole = np.ones((1, len(truth)))
     said, share = difference > 0, float(truth.mean())
 
-    def of(measure, floor: float) -> Estimate:  # type: ignore[no-untyped-def]
+    def of(measure: Callable[[np.ndarray], np.ndarray], floor: float) -> Estimate:
         value = float(measure(whole)[0])
         return Estimate(value if np.isfinite(value) else None, floor, interval(measure(draws)))
 

@@ -76,6 +76,8 @@ def checked(job: Steer) -> None:
         )
     if not job.strengths or (0 in job.strengths and len(set(job.strengths)) == 1):
         raise ValueError("no strength is left but 0, which is always drawn: give --strengths 1 2 4, say.")
+    if (job.most is not None and job.most < 1) or job.most_examples < 1:
+        raise ValueError("0 prompts or examples are none: give --most 1 or more.")
     if job.find is not None and not 0 < job.find < 1:
         raise ValueError(f"--find is {job.find:g}: give how far the concept should be there, between 0 and 1.")
     if job.operation == "scale" and job.find is not None:

@@ -71,8 +71,7 @@ def found(job: Steer, sae: SAE, model: Any, site: str) -> Directions:
     if job.latents:
         checked(sae, job.latents)
     if (job.out / ABOUT).is_file():
-        about = read_json(job.out / ABOUT)
-        about["controls"] = tuple(tuple(each) for each in about["controls"])
+        about = {name: tuples(value) for name, value in read_json(job.out / ABOUT).items()}
         return Directions(**about, vectors=read_tensors(job.out / FILE))
     made = fitted(job, sae, model, site)
     write_tensors(job.out / FILE, made.vectors)
@@ -94,6 +93,7 @@ def fitted(job: Steer, sae: SAE, model: Any, site: str) -> Directions:
     latents = tuple(job.latents) or tuple(ex.best(job.choose))
     values = [job.value] * len(latents) if job.value is not None else ex.sizes(latents)
     controls = tuple(tuple(ex.matched(latents, job.seed + number)) for number in range(job.controls))
+    assert ex.means is not None  # there is a concept
     vectors = {MEANS: ex.means}
     for number, control in enumerate(controls, 1):
         vectors[f"random{number}"] = summed(sae, control, [1.0] * len(control))
@@ -121,6 +121,11 @@ def batches(
     for start in track(starts, "read examples", len(starts)):
         seen = model.activations(model.prepare(samples[start : start + job.batch_size]), [site])[site]
         yield seen.values, where.mask(seen.kinds, KINDS, None)
+
+
+def tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    return tuple(tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def text_of(job: Steer, sample: Any) -> str:

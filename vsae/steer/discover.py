@@ -231,7 +231,7 @@ def page(job: Steer, run: "Run", pictures: Pictures, found: "Discovery", words: 
 
 
 def pairs(pictures: Pictures, folder: str) -> list[Picture]:
-    found = []
+    found = list[Picture]()
     for prompt in range(1, len(pictures.prompts), 2):
         both = pictures.picture(BARE, prompt), pictures.picture(folder, prompt)
         if both[0] is not None and both[1] is not None and len(found) < 2 * PAIRS:

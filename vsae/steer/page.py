@@ -64,7 +64,8 @@ def meaning(found: "Directions", name: str) -> str:
 
 def effects(job: Steer, found: "Directions", measured: "Steered") -> Section:
     names = list(measured.effects[0].kept)
-    rows, strong = [], []
+    rows: list[tuple[str, ...]] = []
+    strong: list[int] = []
     for each in measured.effects:
         if each.direction == "latents":
             strong.append(len(rows))
