@@ -29,6 +29,14 @@ ROOF = {
     "vsae/filter/__init__.py",
     "vsae/filter/scores.py",
     "vsae/filter/page.py",
+    "vsae/evaluations/alignment.py",
+    "vsae/steer/__init__.py",
+    "vsae/steer/answers.py",
+    "vsae/steer/directions.py",
+    "vsae/steer/discover.py",
+    "vsae/steer/images.py",
+    "vsae/steer/outcome.py",
+    "vsae/steer/page.py",
 }
 FORBIDDEN = {"vsae": {"modalities", "evals"}, "modalities": {"vsae", "evals"}, "evals": set()}
 

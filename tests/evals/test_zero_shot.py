@@ -103,7 +103,7 @@ def test_the_command_on_the_rendered_world(tmp_path, capsys):
     capsys.readouterr()
     for wrong, said in (
         ([run, str(microworld.path("clip")), *model], "no"),
-        ([run, data, *model, "--label", "nothing"], "has 0 classes"),
+        ([run, data, *model, "--label", "nothing"], "no field 'nothing'"),
     ):
         with pytest.raises(SystemExit):
             cli.main(["eval", "zero_shot", *wrong])
