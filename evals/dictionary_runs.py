@@ -20,14 +20,13 @@ from evals.matching import match, unit
 from evals.pooling import BothSigns, Pool
 from evals.recovery_runs import parts
 from evals.result import Result, write_result
-from evals.stability import Stability, stability
+from evals.stability import Stability, stability, untrained
 from vsae.activations import Select, StoreSource, fingerprint
 from vsae.activations.store import SiteReader
-from vsae.recipes import RECIPES
+from vsae.recipes import FIXED, RECIPES
 from vsae.run import Run
 from vsae.sae import require
 from vsae.training.config import TrainConfig
-from vsae.training.normalise import normalisation
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -54,6 +53,8 @@ def stability_of(runs: Sequence[Run], site: SiteReader, out: Path, *, seed: int 
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run was given: stability compares two or more, trained with other seeds.")
     for run in runs:
+        if run.meta["config"] is None:
+            raise ValueError(f"{run.path} comes from another library, which does not say how to start it anew: stability needs runs of vsae.")
         fingerprint.check(run.fingerprint, site.fingerprint)
         require(run.sae, linear_decoder=True, for_="stability")
         if run.meta["recipe"] != runs[0].meta["recipe"]:
@@ -66,12 +67,12 @@ def stability_of(runs: Sequence[Run], site: SiteReader, out: Path, *, seed: int 
             f"the runs' seeds are {', '.join(map(str, seeds))}: train them with different ones (--training.seed)."
         )
     signed = runs[0].sae.capabilities.signed
-    untrained = [untrained_atoms(run, site) for run in runs]
+    before = [untrained_atoms(run, site) for run in runs]
     trained = [run.sae.atoms.detach() for run in runs]
     n, d = trained[0].shape
-    found = stability(trained, untrained, signed)
+    found = stability(trained, before, signed)
     random = match(random_atoms(n, d, seed), random_atoms(n, d, seed + 1), signed).matched
-    pairs = [sorted(match(each[0], each[1], signed).cosines.tolist()) for each in (trained, untrained)]
+    pairs = [sorted(match(each[0], each[1], signed).cosines.tolist()) for each in (trained, before)]
     whole = StableRuns(found, random, tuple(pairs[0]), tuple(pairs[1]))
     write_result(
         out,
@@ -95,25 +96,25 @@ def stability_of(runs: Sequence[Run], site: SiteReader, out: Path, *, seed: int 
 
 
 def untrained_atoms(run: Run, site: SiteReader) -> Float[Tensor, "n d_model"]:
-    """Atoms of the run's recipe before the first step, in the units of x, built from this store with the run's seed. Raises ValueError for another recipe."""
-    about, config = run.meta["recipe"], TrainConfig(**run.meta["config"])
-    if about["name"] not in RECIPES:
+    """Atoms of `evals.stability.untrained`: of the run's recipe before the first step, in the units of x, built from this store with the run's seed.
+
+    Raises ValueError for another recipe.
+    """
+    about, known = run.meta["recipe"], RECIPES | FIXED
+    if about["name"] not in known:
         raise ValueError(
             f"{run.path} is of recipe {about['name']!r}, which is not built from one site's rows: stability needs one that is."
         )
-    known = {field.name: field for field in dataclasses.fields(RECIPES[about["name"]])}
+    recipe_of = known[about["name"]]
     fields: dict[str, Any] = {
-        name: tuple(of) if isinstance(of, list) else of for name, of in about["fields"].items() if name in known
+        name: tuple(of) if isinstance(of, list) else of
+        for name, of in about["fields"].items()
+        if name in recipe_of.__dataclass_fields__
     }
-    recipe = RECIPES[about["name"]](**fields)
     trained = run.fingerprint["select"]
     part = tuple(trained["part"]) if run.fingerprint["store"] == site.fingerprint["store"] else (0.0, 1.0)
     source = StoreSource(site, Select(tuple(trained["kinds"]) if trained["kinds"] else None, part))
-    moments = source.moments()
-    normal = normalisation(config.normalise, moments)
-    sample = normal(source.sample_rows(config.init_rows, config.seed))
-    sae = recipe.build(sample, normal(moments.mean.float()[None])[0], config.seed)
-    return (sae.atoms * normal.scale).detach()
+    return untrained(recipe_of(**fields), source, TrainConfig(**run.meta["config"])).atoms.detach()
 
 
 def stability_table(found: StableRuns) -> Table:

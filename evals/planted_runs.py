@@ -1,7 +1,8 @@
 """Train recipes on planted dictionaries and score what they found; see evals.planted and evals.matching.
 
 Each seed is another dictionary, other rows and another initialisation. Floors are the same scores of the same recipe before training, built from the
-same rows and measured on the same held-out ones; the unmatched cosine is what two atoms of the pair of dictionaries have in common at random. Codes that
+same rows and measured on the same held-out ones (`evals.stability.untrained`; of a recipe that is fitted once, fitted to rows of the same mean and
+covariance and no other structure); the unmatched cosine is what two atoms of the pair of dictionaries have in common at random. Codes that
 are signed leave the sign of an atom open, so cosines of such a recipe, and of its floor, are absolute. A run that is there is not trained again.
 """
 
@@ -10,6 +11,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,27 @@ from evals.result import Estimate, Result, write_result
 from evals.stability import untrained
 from vsae import recipes
 from vsae.files import write_text
+from vsae.fitted import Once
+from vsae.recipes.fixed import ConvexNMF, Fixed
+from vsae.recipes.nested import Matryoshka
 from vsae.training.config import TrainConfig
 from vsae.training.heldout import Heldout, measure
 from vsae.training.loop import Recipe
 
 CONFIG = TrainConfig(epochs=10, batch_size=512, lr=1e-3, tracker="none", device="cpu", eval_every=0)
 VAL_ROWS = 8192
-RECIPES: Mapping[str, Callable[..., Recipe]] = recipes.RECIPES | {
-    recipe.name: recipe for recipe in (recipes.TranscoderTopK, recipes.Crosscoder, recipes.VLSAE)
-}
-"""What is compared when nothing is named: the recipes of one site, and those that read two that show the same features."""
+RECIPES: Mapping[str, Callable[..., Recipe | Once]] = (
+    recipes.RECIPES
+    | {"random_matryoshka": partial(Matryoshka, random_prefixes=10)}
+    | {recipe.name: recipe for recipe in (recipes.TranscoderTopK, recipes.Crosscoder, recipes.VLSAE)}
+    | recipes.FIXED
+    | {"convex_nmf": partial(ConvexNMF, most_rows=1024)}
+)
+"""What is compared when nothing is named: the recipes of one site, those that read two that show the same features, and those that are fitted once
+(convex NMF to fewer rows than its default, for time).
+
+gradient_topk is not among them: a planted row has no model behind it, and any scalar made up for its gradient would decide what is found.
+"""
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -71,7 +84,7 @@ class Trials:
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | Once,
     world: Planted,
     out: Path,
     *,
@@ -106,7 +119,7 @@ def run(
     )
 
 
-def trial(recipe: Recipe, world: Planted, out: Path, seed: int, rows: int, config: TrainConfig) -> Trial:
+def trial(recipe: Recipe | Once, world: Planted, out: Path, seed: int, rows: int, config: TrainConfig) -> Trial:
     """One training, and its scores. Recipes for joined rows get the world beside its twin, and the atoms of both, or of the one that theirs are of."""
     joined = "columns" in recipe.__dataclass_fields__
     source, val = ((world.joined if joined else world.source)(*draw) for draw in ((rows, 0), (VAL_ROWS, 1)))
@@ -124,22 +137,22 @@ def trial(recipe: Recipe, world: Planted, out: Path, seed: int, rows: int, confi
     return Trial(seed, found, floor, coded(after), coded(before))
 
 
-def suited(recipe: Recipe, world: Planted, width: float = 1.0) -> Recipe:
+def suited(recipe: Recipe | Once, world: Planted, width: float = 1.0) -> Recipe | Once:
     """The recipe with as many latents as the world has features, times `width`, and as many active ones, where it has such fields."""
-    return sized(recipe, round(width * world.n_features), world.active)
+    return sized(recipe, round(width * world.n_features), world.active, world.d_model)
 
 
-def sized(recipe: Recipe, n_latents: int, active: float | int) -> Recipe:
-    """The recipe with so many latents, and so many active ones a row where it says how many."""
-    fields: dict[str, Any] = {"n_latents": n_latents}
-    for name, value in {"k": max(1, round(active)), "target_l0": float(active)}.items():
-        if getattr(recipe, name, None) is not None:
-            fields[name] = value
-    return dataclasses.replace(recipe, **fields)
+def sized(recipe: Recipe | Once, n_latents: int, active: float | int, d_model: int) -> Recipe | Once:
+    """The recipe with so many latents, and so many active ones a row where it can be told how many."""
+    k = max(1, round(active))
+    if isinstance(recipe, Fixed):
+        return recipe.sized(n_latents, k, d_model)
+    told = {"n_latents": n_latents, "k": k, "target_l0": float(active)}
+    return dataclasses.replace(recipe, **{name: of for name, of in told.items() if name in recipe.__dataclass_fields__})  # type: ignore[type-var]
 
 
 def compare(
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, Recipe | Once],
     world: Planted,
     out: Path,
     *,

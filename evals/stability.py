@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from evals.matching import match
 from evals.result import Estimate
 from vsae.activations import JoinedSource, Source
+from vsae.activations.memory import TensorSource
+from vsae.fitted import Once
 from vsae.sae import SAE
 from vsae.training.config import TrainConfig
 from vsae.training.loop import Recipe, fitted
@@ -62,12 +65,28 @@ def stability(
     )
 
 
-def untrained(recipe: Recipe, source: Source, config: TrainConfig) -> SAE:
-    """What a training of `recipe` on `source` starts from, on raw activations: the floor of what it learns."""
+def untrained(recipe: Recipe | Once, source: Source, config: TrainConfig) -> SAE:
+    """The floor of what `recipe` learns on `source`, on raw activations: what a training starts from.
+
+    A recipe that is fitted once starts from nothing; its floor is the same fit to rows of no structure beyond mean and covariance (`structureless`).
+    """
+    if isinstance(recipe, Once):
+        return recipe.fit(structureless(source, config), config, lambda batches, total: iter(batches)).sae
     recipe, moments = fitted(recipe, source), source.moments()
     normalise = normalisation(config.normalise, moments, source.columns if isinstance(source, JoinedSource) else None)
     sample, mean = source.sample_rows(config.init_rows, config.seed), moments.mean.float()[None]
     return recipe.build(normalise(sample), normalise(mean)[0], config.seed).fuse(normalise.shift, normalise.scale)
+
+
+def structureless(source: Source, config: TrainConfig) -> TensorSource:
+    """Normal rows with the mean and the covariance of `config.init_rows` rows of the source, as many of them, drawn by `config.seed`."""
+    rows = source.sample_rows(config.init_rows, config.seed).double()
+    mean = rows.mean(0)
+    covariance = (rows - mean).T @ (rows - mean) / len(rows)
+    values, vectors = torch.linalg.eigh(covariance)
+    generator = torch.Generator().manual_seed(config.seed)
+    white = torch.randn(rows.shape, generator=generator, dtype=rows.dtype)
+    return TensorSource((mean + (white * values.clamp_min(0).sqrt()) @ vectors.T).float())
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -219,7 +219,8 @@ def test_atoms_that_are_patches_say_which(home, tmp_path):
     site = ActivationStore.open(home / "store").site("blocks.1")
     atoms, origins = Run.load(run).sae.atoms, read_origins(run)
     assert len(atoms) == len(origins) == 64
-    key, position = origins[40]
+    key, position, sample = origins[40]
+    assert site.keys[sample] == key
     rows = site.gather(np.arange(site.n_rows))
     here = (rows.samples == site.keys.index(key)) & (rows.positions == position)
     row = rows.values[here].float()

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from vsae.activations import Source
 from vsae.activations.source import Batch
 from vsae.sae import SAE
@@ -17,9 +19,41 @@ class Fitted(NamedTuple):
     sae: SAE
     """On raw rows."""
     rows: int
-    """That were looked at."""
+    """Different ones that were looked at."""
     origins: list[Origin] | None = None
     """Where each atom is from, if it is a row of the data."""
+
+
+class Kept(NamedTuple):
+    """How far a fit is."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    """As JSON."""
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """Where a long fit keeps how far it is, so that a kill costs little."""
+
+    def recall(self) -> Kept | None:
+        """What was kept last, if anything."""
+
+    def keep(self, step: int, kept: Callable[[], Kept]) -> None:
+        """Keep it if it is time to. Raises SystemExit, having kept it, when the process is to stop."""
+
+
+class Forgetful:
+    """Keeps nothing."""
+
+    def recall(self) -> Kept | None:
+        return None
+
+    def keep(self, step: int, kept: Callable[[], Kept]) -> None:
+        return None
+
+
+FORGETFUL = Forgetful()
 
 
 @runtime_checkable
@@ -29,4 +63,4 @@ class Once(Protocol):
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def fit(self, source: Source, config: TrainConfig, shown: Shown) -> Fitted: ...
+    def fit(self, source: Source, config: TrainConfig, shown: Shown, memory: Memory = FORGETFUL) -> Fitted: ...

@@ -104,8 +104,16 @@ class Growing:
 
     def origins(self, keys: Sequence[str] | None = None) -> list[Origin]:
         """Where each atom is from. `keys`: of the samples, by number."""
-        named = [str(i) if keys is None else str(keys[i]) for i in self.samples.tolist()]
-        return list(zip(named, self.positions.tolist(), strict=True))
+        both = zip(self.samples.tolist(), self.positions.tolist(), strict=True)
+        return [Origin(str(i if keys is None else keys[i]), position, i) for i, position in both]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What has grown so far, to be taken up again by `take_up`."""
+        return {"atoms": self.atoms, "samples": self.samples, "positions": self.positions}
+
+    def take_up(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        self.atoms, self.samples, self.positions = (tensors[name] for name in ("atoms", "samples", "positions"))
 
 
 def error_of(
@@ -147,8 +155,8 @@ def fit(batches: Iterable[Batch], d_model: int, **options: Any) -> Growing:
 
 
 def similarity(first: Iterable[Origin], second: Iterable[Origin]) -> float:
-    """Jaccard index of the origins of two dictionaries that were grown on the same data. Its floor is what other seeds of one model share. NaN for two empty."""
-    a, b = set(first), set(second)
+    """Jaccard index of the origins (key, position) of two dictionaries that were grown on the same data. NaN for two empty."""
+    a, b = ({(origin.key, origin.position) for origin in each} for each in (first, second))
     return len(a & b) / len(a | b) if a | b else float("nan")
 
 

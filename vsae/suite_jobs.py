@@ -92,6 +92,28 @@ class EvalStability:
 
 
 @dataclass(frozen=True)
+class EvalSimilarity:
+    """Compare models, layers or checkpoints by the rows of the same data that became atoms of their ITDA dictionaries (Jaccard), beside rows chosen at random."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of itda runs on the same data."""
+    against: tuple[Path, ...] = ()
+    """Compare them with these runs in place of each other: as many, in the same order, also say how often counterparts are each other's nearest."""
+    prefixes: tuple[int, ...] = ()
+    """Tokens before the first patch (class token, registers) in the model of each run, those of --against last: positions are counted from there."""
+    rows: int | None = None
+    """Rows that each was grown on, where the runs (imported ones) do not say."""
+    out: Path | None = None
+    """Where result.json and the figure go: eval/similarity of the first run when left out."""
+    resamples: int = 1000
+    """Of the bootstrap over samples."""
+    seed: int = 0
+    """Of the bootstrap."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
 class EvalGeometry:
     """Measure a dictionary's shape (ranks, coherence, Babel, distance from the data) and how its latents fire together, beside random directions."""
 

@@ -9,8 +9,11 @@ import torch
 import vsae
 from evals.matching import match
 from evals.planted import CHUNK, Planted
-from evals.planted_runs import CONFIG, compare, run, sized, suited, table
-from vsae.recipes import VLSAE, AbsTopK, Crosscoder, RATopK, TopAFA, TopK, TranscoderTopK
+from evals.planted_runs import CONFIG, RECIPES, compare, run, sized, suited, table
+from evals.stability import structureless
+from vsae import recipes
+from vsae.recipes import ITDA, VLSAE, AbsTopK, Crosscoder, RATopK, ReLU, TopAFA, TopK, TranscoderTopK
+from vsae.recipes.fixed import PCA, KMeans
 from vsae.recipes.selection import JumpReLU
 
 
@@ -191,10 +194,12 @@ def test_joined_recipes_find_the_atoms_of_both_ends_or_of_the_second(tmp_path, r
 
 
 def test_a_recipe_is_sized_where_it_says_how_many():
-    assert sized(JumpReLU(), 64, 4) == JumpReLU(n_latents=64, target_l0=4.0)
-    assert sized(TopK(), 64, 2.6) == TopK(n_latents=64, k=3)
-    assert sized(JumpReLU(target_l0=None), 64, 4) == JumpReLU(n_latents=64, target_l0=None)
-    assert sized(TopAFA(), 64, 4) == TopAFA(n_latents=64)
+    assert sized(JumpReLU(), 64, 4, 16) == JumpReLU(n_latents=64, target_l0=4.0)
+    assert sized(TopK(), 64, 2.6, 16) == TopK(n_latents=64, k=3)
+    assert sized(ReLU(), 64, 4, 16) == ReLU(n_latents=64, target_l0=4.0)
+    assert sized(TopAFA(), 64, 4, 16) == TopAFA(n_latents=64)
+    assert sized(PCA(), 64, 4, 16) == PCA(n_latents=16, k=4) and sized(KMeans(), 64, 4, 16) == KMeans(n_latents=64)
+    assert sized(ITDA(), 64, 4, 16) == ITDA(n_latents=64, k=4)
 
 
 @pytest.mark.parametrize(
@@ -214,3 +219,25 @@ def test_what_cannot_be_planted_is_a_sentence(fields, sentence):
 def test_dictionaries_of_other_widths_are_a_sentence():
     with pytest.raises(ValueError, match="24 dimensions and the dictionary's 3"):
         match(torch.randn(2, 24), torch.randn(2, 3))
+
+
+def test_the_floor_of_a_fit_knows_the_covariance_and_no_more(tmp_path):
+    """PCA sees nothing else, so its floor is itself; k-means sees the clusters, and its floor does not."""
+    world = Planted(d_model=8, n_features=8, active=1, spread=0.05, exponent=1)
+    pca, kmeans = (
+        run(suited(recipe, world), world, tmp_path, seeds=(0,), rows=8192, config=QUICK) for recipe in (PCA(), KMeans())
+    )
+    assert pca.nmse.value == pytest.approx(pca.nmse.floor, abs=0.02)
+    assert pca.matched.value == pytest.approx(pca.matched.floor, abs=0.1)
+    assert kmeans.matched.value > kmeans.matched.floor + 0.15
+    rows = structureless(world.source(8192, 0), QUICK).rows
+    known = world.draw(8192, 0)[0]
+    torch.testing.assert_close(rows.mean(0), known.mean(0), atol=0.03, rtol=0)
+    torch.testing.assert_close(rows.T.cov(), known.T.cov(), atol=0.03, rtol=0)
+
+
+def test_every_recipe_of_the_table_fits_a_small_world():
+    for name, recipe in RECIPES.items():
+        found = suited(recipe(), SMALL)
+        assert found.name in name and (found.n_latents == 12)
+    assert set(RECIPES) >= (set(recipes.RECIPES) | set(recipes.FIXED) | set(recipes.JOINED)) - {"gradient_topk"}

@@ -12,7 +12,7 @@ from vsae.itda import Growing, error_of, fit, frequent, matched, similarity
 from vsae.pursuit import MatchingPursuit
 from vsae.recipes import FIXED, ITDA
 from vsae.run import Run
-from vsae.tables import read_origins
+from vsae.tables import Origin, read_origins
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = vsae.TrainConfig(batch_size=64, tracker="none", init_rows=400)
@@ -67,13 +67,14 @@ def test_it_grows_as_the_slow_rule_does(error, tau):
             if e > tau:
                 add(row, start + i)
     torch.testing.assert_close(growing.atoms, torch.stack(atoms))
-    assert growing.origins() == origins and origins[0] == ("0", 0) and 6 < len(atoms) < 110
+    assert [(each.key, each.position) for each in growing.origins()] == origins and origins[0] == ("0", 0)
+    assert all(each.key == str(each.sample) for each in growing.origins()) and 6 < len(atoms) < 110
 
 
 def test_atoms_are_the_rows_they_say_they_are_and_codes_signed():
     x = torch.randn(200, 6)
     growing = fit(batches(x), 6, k=3, tau=0.02)
-    rows = x[[4 * int(key) + position for key, position in growing.origins()]]
+    rows = x[[4 * int(key) + position for key, position, _ in growing.origins()]]
     torch.testing.assert_close(growing.atoms, torch.nn.functional.normalize(rows, dim=1))
     sae = growing.sae()
     assert isinstance(sae.encoder, MatchingPursuit) and sae.capabilities.signed and sae.capabilities.linear_decoder
@@ -94,7 +95,7 @@ def test_no_more_than_most_and_rows_of_zeros_are_passed_over():
     x = torch.randn(200, 6)
     x[:3] = 0
     growing = fit(batches(x), 6, tau=0.0, most=17, k=1)
-    assert len(growing.atoms) == 17 and growing.origins()[0] == ("0", 3)
+    assert len(growing.atoms) == 17 and growing.origins()[0] == ("0", 3, 0)
     with pytest.raises(ValueError, match="no row has become an atom"):
         fit(batches(torch.zeros(10, 6)), 6).sae()
 
@@ -106,7 +107,8 @@ def test_frequent_rows_by_hand():
 
 
 def test_similarity_is_jaccards_and_matching_counts_strict_winners():
-    a, b = [("x", 0), ("x", 1), ("y", 0)], [("x", 1), ("y", 0), ("z", 9), ("z", 8)]
+    a = [Origin("x", 0, 0), Origin("x", 1, 0), Origin("y", 0, 1)]
+    b = [Origin("x", 1, 7), Origin("y", 0, 8), Origin("z", 9, 9), Origin("z", 8, 9)]  # numbered otherwise, the same keys
     assert similarity(a, b) == similarity(b, a) == 2 / 5 and similarity(a, a) == 1 and similarity(a, b[2:]) == 0
     assert similarity([], []) != similarity([], [])
     table = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1], [0.1, 0.5, 0.5]])
@@ -143,7 +145,7 @@ def test_every_fixed_recipe_ends_in_a_run_directory(tmp_path, name):
         vsae.train(TensorSource(x), recipe, tmp_path / "run", dataclasses.replace(CONFIG, seed=1), val, progress=False)
     if name == "itda":
         origins = read_origins(run.path)
-        rows = torch.nn.functional.normalize(x[[int(key) for key, _ in origins]], dim=1)
+        rows = torch.nn.functional.normalize(x[[each.sample for each in origins]], dim=1)
         torch.testing.assert_close(rows, Run.load(run.path).sae.atoms)
     else:
         with pytest.raises(FileNotFoundError, match="does not say where its atoms are from"):

@@ -38,8 +38,8 @@ def whole(tmp_path_factory):
     return train_job.job(tmp_path_factory.mktemp("whole"))
 
 
-def start(out, seconds=0.0):
-    return subprocess.Popen([sys.executable, str(JOB), str(out), str(seconds)], stderr=subprocess.PIPE, text=True)
+def start(out, seconds=0.0, *more):
+    return subprocess.Popen([sys.executable, str(JOB), str(out), str(seconds), *more], stderr=subprocess.PIPE, text=True)
 
 
 def steps(out):
@@ -65,6 +65,24 @@ def same(out, whole):
         there = [(path / name).read_bytes() if (path / name).exists() else None for path in (out, whole.path)]
         assert there[0] == there[1], name
         assert there[0] is not None or name == "cfg.json"  # which only what SAELens can express has
+
+
+def test_a_fit_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
+    """ITDA, which has no steps of gradients but grows batch by batch: nothing is looked at twice, nothing is lost."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    train_job.job(whole, recipe=train_job.GREEDY)
+    process = start(out, 0.02, "itda")
+    wait_for(lambda: steps(out), process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was over before the kill: make the job longer"
+    seen = steps(out)[-1]
+    with pytest.raises(train_job.Halted):  # it goes on, up to here, from where it was
+        train_job.job(out, halt_after=15, recipe=train_job.GREEDY)
+    assert seen < steps(out)[-1] <= seen + 15
+    found = train_job.job(out, recipe=train_job.GREEDY)
+    assert found.sae.n_latents > 100 and found.meta["training"]["tokens"] == 3500
+    for name in ("run.json", "sae_weights.safetensors", "self_check.safetensors", "atoms.parquet"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_runs_killed_at_random_moments_end_in_the_same_bytes(whole, tmp_path, capfd):

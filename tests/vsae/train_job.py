@@ -1,4 +1,4 @@
-"""A training job for the kill tests, as a program of its own: `python train_job.py OUT [STEP_SECONDS]`."""
+"""A training job for the kill tests, as a program of its own: `python train_job.py OUT [STEP_SECONDS [itda]]`."""
 
 import sys
 import time
@@ -6,9 +6,12 @@ import time
 import torch
 
 import vsae
-from vsae.recipes import TopK
+from vsae.recipes import ITDA, TopK
 
 torch.set_num_threads(1)
+
+
+GREEDY = ITDA(k=3, tau=0.01)
 
 
 class Halted(Exception):
@@ -37,7 +40,7 @@ class Slow(vsae.TensorSource):
         return batches
 
 
-def job(out, seconds=0.0, halt_after=float("inf"), **changes):
+def job(out, seconds=0.0, halt_after=float("inf"), recipe=TopK(n_latents=96, k=4), **changes):  # noqa: B008
     rows = torch.randn(4096, 12, generator=torch.Generator().manual_seed(0)).relu()
     source, val = Slow(rows[:3500]), vsae.TensorSource(rows[3500:])
     source.seconds, source.halt_after = seconds, halt_after
@@ -50,12 +53,13 @@ def job(out, seconds=0.0, halt_after=float("inf"), **changes):
         "eval_every": 40,
     }
     config = vsae.TrainConfig(**settings | {"dead_tokens": 2000, "tracker": "none"} | changes)
-    return vsae.train(source, TopK(n_latents=96, k=4), out, config, val)
+    return vsae.train(source, recipe, out, config, val)
 
 
 if __name__ == "__main__":
     try:
-        job(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)
+        more = {"recipe": GREEDY} if "itda" in sys.argv else {}
+        job(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0, **more)
     except ValueError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -26,6 +26,7 @@ EVALUATIONS = {
         "how much of what an SAE leaves out is linear in the activations, beside shuffled errors",
     ),
     "stability": ("dictionaries", "whether other seeds find the same atoms, beside untrained dictionaries"),
+    "similarity": ("dictionaries", "how many atoms ITDA dictionaries of models or layers share, beside rows at random"),
     "geometry": ("dictionaries", "ranks, coherence and co-firing of a dictionary, beside random directions"),
     "monosemanticity": (
         "dictionaries",

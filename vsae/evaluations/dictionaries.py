@@ -1,4 +1,4 @@
-"""vsae eval dark_matter, stability, geometry, monosemanticity, modality: what a dictionary and its latents are like, without knowing what they stand for."""
+"""vsae eval dark_matter, stability, similarity, geometry, monosemanticity, modality: what a dictionary and its latents are like, without knowing what they stand for."""
 
 from pathlib import Path
 
@@ -32,6 +32,26 @@ def stability(job: suite_jobs.EvalStability) -> Path:
     runs = [first, *(Run.load(path, self_check=job.self_check) for path in paths[1:])]
     out = job.out or paths[0] / "eval" / "stability"
     return told(dictionary_runs.stability_table(dictionary_runs.stability_of(runs, site, out, seed=job.seed)), out)
+
+
+def similarity(job: suite_jobs.EvalSimilarity) -> Path:
+    """Compare itda runs by their atoms' origins; returns the directory with result.json and the figure."""
+    from evals import similarity_runs
+    from vsae.run import Run
+
+    first, second = ([Run.load(path, self_check=job.self_check) for path in paths] for paths in (job.runs, job.against))
+    out = job.out or job.runs[0] / "eval" / "similarity"
+    found = similarity_runs.evaluate(
+        first,
+        second or None,
+        out,
+        prefixes=job.prefixes,
+        offered=job.rows,
+        resamples=job.resamples,
+        seed=job.seed,
+    )
+    names = [[run.path.name for run in runs] for runs in (first, second or first)]
+    return told(similarity_runs.table(found, *names), out)
 
 
 def geometry(job: suite_jobs.EvalGeometry) -> Path:
@@ -107,6 +127,7 @@ def modality(job: suite_jobs.EvalModality) -> Path:
 JOBS = {
     "dark_matter": (suite_jobs.EvalDarkMatter, dark_matter),
     "stability": (suite_jobs.EvalStability, stability),
+    "similarity": (suite_jobs.EvalSimilarity, similarity),
     "geometry": (suite_jobs.EvalGeometry, geometry),
     "monosemanticity": (suite_jobs.EvalMonosemanticity, monosemanticity),
     "modality": (suite_jobs.EvalModality, modality),

@@ -11,6 +11,7 @@ from vsae.interop.foreign import Imported
 from vsae.interop.formats import WRITERS, read, write
 from vsae.run import RUN, SELF_CHECK_ROWS, Run, save_run, versions
 from vsae.sae import SAE
+from vsae.tables import ATOMS, read_origins, write_origins
 from vsae.transcoder import Transcoder
 
 OURS = "vsae"
@@ -34,13 +35,14 @@ def convert(
         if to == OURS:
             raise ValueError(f"{source} is a run of vsae already.")
         run = Run.load(source)
-        write(run.sae, out, to, run.fingerprint)
+        origins = read_origins(source) if (source / ATOMS).is_file() else None
+        write(run.sae, out, to, run.fingerprint, origins)
         return
     found = read(source, **options)
     if to == OURS:
         import_run(found, out, store, site)
     else:
-        write(found.sae, out, to, unknown(found))
+        write(found.sae, out, to, unknown(found), found.origins)
 
 
 def import_run(found: Imported, out: Path, store: Path | None = None, site: str | None = None) -> None:
@@ -57,6 +59,8 @@ def import_run(found: Imported, out: Path, store: Path | None = None, site: str 
         "imported": found.origin | {"self_check_rows": "random" if store is None else str(store)},
     }
     out.mkdir(parents=True, exist_ok=True)
+    if found.origins is not None:
+        write_origins(out, found.origins)
     save_run(out, found.sae, rows, meta)
 
 

@@ -15,6 +15,7 @@ from vsae.encoders import Linear
 from vsae.files import sha256
 from vsae.sae import SAE
 from vsae.sparsifiers import Sparsifier
+from vsae.tables import Origin
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,14 @@ class Imported:
     notes: tuple[str, ...] = ()
     """What does not mean the same here as there, a sentence each. Each was a warning, too."""
 
+    origins: list[Origin] | None = None
+    """Where each atom is from, if it is a row of the data and the files say so."""
+
     @property
     def origin(self) -> dict[str, Any]:
-        """All but the SAE, as JSON."""
-        return {name: value for name, value in vars(self).items() if name != "sae"} | {"notes": list(self.notes)}
+        """All but the SAE and its atoms' origins, as JSON."""
+        said = {name: value for name, value in vars(self).items() if name not in ("sae", "origins")}
+        return said | {"notes": list(self.notes)}
 
 
 class Plain(NamedTuple):

@@ -6,11 +6,13 @@ from typing import Any
 from vsae.interop import dictionary_learning, gemmascope, itda, openai, overcomplete, saelens, saev, sparsify
 from vsae.interop.foreign import Imported, read_pickle
 from vsae.sae import SAE
+from vsae.tables import Origin
 
 READERS: dict[str, Any] = {
     door.NAME: door for door in (saelens, sparsify, dictionary_learning, gemmascope, itda, saev, openai, overcomplete)
 }
-"""By name, in the order in which they are asked. A door has NAME, `recognises(path)`, `read(path, **options)` and, where writing makes sense, `write`."""
+"""By name, in the order in which they are asked. A door has NAME, `recognises(path)`, `read(path, **options)` and, where writing makes sense, `write`;
+`write_origins` where the format says which rows of the data atoms are."""
 
 WRITERS = {name: door for name, door in READERS.items() if hasattr(door, "write")}
 
@@ -45,13 +47,22 @@ def read(path: str | Path, **options: Any) -> Imported:
         raise ValueError(f"{path} is of {name}, which takes no such option ({error}).") from None
 
 
-def write(sae: SAE, path: str | Path, format: str, fingerprint: dict[str, Any] | None = None) -> None:
+def write(
+    sae: SAE,
+    path: str | Path,
+    format: str,
+    fingerprint: dict[str, Any] | None = None,
+    origins: list[Origin] | None = None,
+) -> None:
     """Write a fused `sae` into the directory `path` as another library keeps it. Raises ValueError for what that cannot express.
 
-    `fingerprint`: what the SAE was trained on, for formats with a place for it.
+    `fingerprint`: what the SAE was trained on, and `origins`: where its atoms are from, for formats with a place for it.
     """
     if format not in WRITERS:
         raise ValueError(f"no SAE can be written as '{format}': choose from {', '.join(WRITERS)}.")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    WRITERS[format].write(sae, path, fingerprint or {})
+    door = WRITERS[format]
+    door.write(sae, path, fingerprint or {})
+    if origins is not None and hasattr(door, "write_origins"):
+        door.write_origins(path, origins)

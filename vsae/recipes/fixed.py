@@ -3,7 +3,7 @@
 They look at `training.init_rows` random rows, in the rows' own units (`training.normalise` is not asked); ITDA reads all rows, batch by batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vsae import fixed, nmf
 from vsae.activations import Source
-from vsae.fitted import Fitted, Shown
+from vsae.fitted import FORGETFUL, Fitted, Kept, Memory, Shown
 from vsae.itda import ERRORS, Growing
 from vsae.sae import SAE
 from vsae.training.config import TrainConfig
@@ -36,10 +36,14 @@ class Fixed:
         if self.k is not None and not 1 <= self.k <= (self.n_latents or self.k):
             raise ValueError(f"k is {self.k}, but n_latents is {self.n_latents}: choose 1 <= k <= {self.n_latents}.")
 
-    def fit(self, source: Source, config: TrainConfig, shown: Shown) -> Fitted:
+    def fit(self, source: Source, config: TrainConfig, shown: Shown, memory: Memory = FORGETFUL) -> Fitted:
         """Find it in `config.init_rows` rows of the source, drawn by `config.seed`."""
         rows = source.sample_rows(self.wanted(config), config.seed)
         return Fitted(self.found(rows, self.n_latents or rows.shape[1], config.seed), len(rows))
+
+    def sized(self, n_latents: int, k: int, d_model: int) -> "Fixed":
+        """The same with so many atoms, of which so many may speak for a row of `d_model` dimensions: as far as the method can."""
+        return replace(self, n_latents=n_latents, k=k)
 
     def wanted(self, config: TrainConfig) -> int:
         """How many rows."""
@@ -50,7 +54,15 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class PCA(Fixed):
+class Components(Fixed):
+    """A method that finds no more atoms than there are dimensions."""
+
+    def sized(self, n_latents: int, k: int, d_model: int) -> "Fixed":
+        return super().sized(min(n_latents, d_model), min(k, d_model), d_model)
+
+
+@dataclass(frozen=True)
+class PCA(Components):
     """Principal components as unit atoms; codes are signed (scikit-learn). See vsae.fixed."""
 
     name: ClassVar[str] = "pca"
@@ -60,7 +72,7 @@ class PCA(Fixed):
 
 
 @dataclass(frozen=True)
-class ICA(Fixed):
+class ICA(Components):
     """Independent components, by FastICA; codes are signed and have variance 1 (scikit-learn). See vsae.fixed."""
 
     name: ClassVar[str] = "ica"
@@ -70,7 +82,7 @@ class ICA(Fixed):
 
 
 @dataclass(frozen=True)
-class SparsePCA(Fixed):
+class SparsePCA(Components):
     """Components with few entries; codes are signed (scikit-learn, mini-batch). See vsae.fixed."""
 
     name: ClassVar[str] = "sparse_pca"
@@ -95,6 +107,9 @@ class KMeans(Fixed):
         super().__post_init__()
         if self.k not in (None, 1):
             raise ValueError(f"k is {self.k}, but of a k-means dictionary one atom speaks for a row: leave k out.")
+
+    def sized(self, n_latents: int, k: int, d_model: int) -> "Fixed":
+        return replace(self, n_latents=n_latents)
 
     def found(self, rows: Float[Tensor, "rows d_model"], n_latents: int, seed: int) -> SAE:
         return fixed.kmeans(rows, n_latents, seed)
@@ -160,7 +175,8 @@ class ConvexNMF(Fixed):
 class ITDA(Fixed):
     """Atoms are rows of the data that the atoms before them explain badly; signed matching pursuit (2505.17769). See vsae.itda.
 
-    Reads the budget of `training`, an epoch when left out. The run keeps where each atom is from in atoms.parquet.
+    Reads the budget of `training`, an epoch when left out, and goes on where it was stopped. The run keeps where each atom is from in atoms.parquet;
+    `vsae eval similarity` compares such runs.
     """
 
     name: ClassVar[str] = "itda"
@@ -186,18 +202,25 @@ class ITDA(Fixed):
                 f"error is {self.error!r} and tau {self.tau}: choose {' or '.join(ERRORS)}, and 0 or more."
             )
 
-    def fit(self, source: Source, config: TrainConfig, shown: Shown) -> Fitted:
+    def fit(self, source: Source, config: TrainConfig, shown: Shown, memory: Memory = FORGETFUL) -> Fitted:
+        """Grow it, going on from what `memory` recalls."""
         assert self.k is not None
         growing = Growing(source.d_model, self.k, self.tau, self.error, self.n_latents)
-        budget, seen = config.budget(getattr(source, "n_rows", None)), 0
-        batches = source.batches(config.batch_size, config.seed)
-        for batch in shown(batches, -(-budget // config.batch_size)):
+        n_rows = getattr(source, "n_rows", None)
+        budget, step, seen, position = config.budget(n_rows), 0, 0, None
+        if (before := memory.recall()) is not None:
+            growing.take_up(before.tensors)
+            step, seen, position = (before.state[name] for name in ("step", "seen", "loader"))
+        batches = source.batches(config.batch_size, config.seed, position)
+        for batch in shown(batches, -(-(budget - seen) // config.batch_size)):
             growing.add(batch)
-            seen += len(batch.values)
+            step, seen = step + 1, seen + len(batch.values)
             if growing.full or seen >= budget:
                 break
+            state = {"step": step, "seen": seen, "loader": batches.state()}
+            memory.keep(step, lambda state=state: Kept(growing.tensors(), state))  # type: ignore[misc]
         keys = getattr(getattr(source, "site", None), "keys", None)
-        return Fitted(growing.sae(), seen, growing.origins(keys))
+        return Fitted(growing.sae(), min(seen, n_rows or seen), growing.origins(keys))
 
 
 RECIPES: tuple[type[Fixed], ...] = (PCA, ICA, SparsePCA, KMeans, SemiNMF, SNMF, ConvexNMF, ITDA)

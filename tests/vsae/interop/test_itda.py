@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from vsae import interop
+from vsae.files import read_json
+from vsae.interop.convert import convert
 from vsae.sparsifiers import TopK
+from vsae.tables import read_origins
 
 D, N, K = 12, 48, 4
 
@@ -35,9 +38,25 @@ def test_it_computes_the_same_here_and_goes_back(saved, weights, x, tmp_path):
     assert (code < 0).any()
     torch.testing.assert_close(output.code.dense(N), code, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.x_hat, code @ atoms, atol=1e-5, rtol=1e-5)
-    assert found.format == "itda" and found.model == "gpt2" and found.config["atom_indices"][3] == [3, 10]
-    interop.write(found.sae, tmp_path / "again", "itda")
+    assert found.format == "itda" and found.model == "gpt2" and found.origins[3] == ("3", 10, 3)
+    interop.write(found.sae, tmp_path / "again", "itda", origins=found.origins)
+    theirs = torch.load(tmp_path / "again" / "atom_indices.pt", weights_only=True)
+    assert torch.equal(theirs, torch.load(saved / "atom_indices.pt", weights_only=True)) and theirs.dtype == torch.int64
     torch.testing.assert_close(interop.read(tmp_path / "again").sae(x).x_hat, output.x_hat, atol=1e-6, rtol=1e-6)
+
+
+def test_where_atoms_are_from_survives_both_ways(saved, tmp_path):
+    convert(saved, tmp_path / "run")
+    assert read_origins(tmp_path / "run")[3] == ("3", 10, 3)
+    assert "origins" not in read_json(tmp_path / "run" / "run.json")["imported"]
+    convert(tmp_path / "run", tmp_path / "theirs", "itda")
+    for name in ("atoms.pt", "atom_indices.pt"):
+        ours, theirs = (torch.load(path / name, weights_only=True) for path in (tmp_path / "theirs", saved))
+        torch.testing.assert_close(ours, theirs)
+    (saved / "atom_indices.pt").unlink()  # nothing is made up
+    convert(saved, tmp_path / "mute")
+    convert(tmp_path / "mute", tmp_path / "mutes", "itda")
+    assert not (tmp_path / "mute" / "atoms.parquet").exists() and not (tmp_path / "mutes" / "atom_indices.pt").exists()
 
 
 def test_what_is_wrong_is_said(saved, weights, make):
