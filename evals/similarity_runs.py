@@ -28,7 +28,7 @@ def evaluate(
     """Compare runs with each other, or with those of `second`; write result.json and similarity.png to `out`.
 
     `prefixes`: tokens before the first one that models have in common, of each run of `first` and then `second`. `offered`: rows that became atoms or
-    did not; what the runs say when left out. Raises FileNotFoundError for runs whose atoms are no rows of data, ValueError for runs on other data.
+    did not; what the runs say when left out. Where a run is another library's, samples are known by their number alone. Raises FileNotFoundError for runs whose atoms are no rows of data, ValueError for runs on other data.
     """
     runs = [*first, *(second or [])]
     if prefixes and len(prefixes) != len(runs):
@@ -40,16 +40,15 @@ def evaluate(
                 raise ValueError(
                     f"{run.path} and {runs[0].path} saw other {'token kinds or samples' if part == 'select' else 'data'}: atoms of the same data are compared."
                 )
-    said = [(run.meta.get("training") or {}).get("tokens") for run in runs]
-    if offered is None and None in said:
-        raise ValueError(
-            f"{runs[said.index(None)].path} does not say how many rows it was grown on: give --rows, which chance depends on."
-        )
+    said = [run.meta["training"]["tokens"] for run in runs if run.meta["training"]]
+    if offered is None and not said:
+        raise ValueError(f"{runs[0].path} does not say how many rows it was grown on: give --rows, which chance depends on.")
+    there = min(said) if offered is None else offered
+    nameless = any("imported" in run.meta for run in runs)
     origins = [
-        [Origin(key, position - prefix, sample) for key, position, sample in read_origins(run.path)]
+        [Origin(str(s) if nameless else key, position - prefix, s) for key, position, s in read_origins(run.path)]
         for run, prefix in zip(runs, prefixes or [0] * len(runs), strict=True)
     ]
-    there = min(count for count in said if count is not None) if offered is None else offered
     parts = origins[: len(first)], origins[len(first) :]
     found = similar(parts[0], None if second is None else parts[1], there, resamples=resamples, seed=seed)
     write_result(
