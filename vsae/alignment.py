@@ -5,7 +5,7 @@
     NCE = cross entropy, both ways, of cos(e_v, e_l) / T against the diagonal,    T = 0.07
 
 Where x_v and x_l of a pair point apart (a modality gap, or two models), a shared code of the raw rows is not shared at all; of aligned ones it is.
-The authors' code leaves the normalisation inside NCE out (`normalize=False` here), though the text says cosine. Ours: mse over the data's variance,
+The recipe vl_sae does this by itself where its two sites are of different widths, or when asked (align_width). The authors' code leaves the normalisation inside NCE out (`normalize=False` here), though the text says cosine. Ours: mse over the data's variance,
 so that its weight does not depend on units, and weights from the first `rows` pairs in memory.
 """
 
@@ -87,17 +87,35 @@ def fit(
     """
     if len(source.columns) != 2:
         raise ValueError(f"{len(source.columns)} sites are joined, but an alignment is of two.")
-    x = source.sample_rows(rows, seed)
+    first, second = source.columns
+    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "temperature": temperature}
+    return fit_rows(source.sample_rows(rows, seed), (first, second), width, normalize=normalize, seed=seed, **options)  # type: ignore[arg-type]
+
+
+@torch.enable_grad()
+def fit_rows(
+    x: Float[Tensor, "rows columns"],
+    columns: tuple[int, int],
+    width: int,
+    *,
+    epochs: int = 50,
+    batch_size: int = 2048,
+    lr: float = 5e-5,
+    temperature: float = 0.07,
+    normalize: bool = True,
+    seed: int = 0,
+) -> Alignment:
+    """`fit` to joined rows at hand."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        alignment = Alignment(*source.columns, width)
+        alignment = Alignment(*columns, width).to(x.device)
     optimiser = torch.optim.AdamW(alignment.parameters(), lr=lr, weight_decay=0.01)
     steps = epochs * -(-len(x) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(epochs):
         for some in torch.randperm(len(x), generator=generator).split(batch_size):
-            pair = Halves(*x[some].split(source.columns, 1))
+            pair = Halves(*x[some].split(columns, 1))
             inner = alignment.encode(pair)
             loss = infonce(*inner, temperature, normalize)
             for want, got in zip(pair, alignment.decode(inner), strict=True):

@@ -5,7 +5,10 @@
     x_hat_v = z_v D_v + b_v       x_hat_l = z_l D_l + b_l                   a dictionary each
 
 As |h_i(x_v) - h_i(x_l)| <= |x_v / |x_v| - x_l / |x_l||, representations that point the same way get the same code. A code of a batch of pairs
-has the first modality's rows above and the second's below. Ours: ties at the k-th place are broken at random where the authors' code drops them.
+has the first modality's rows above and the second's below. Where the modalities do not point the same way, or are not of one width, each is first mapped
+to where its pairs agree (step A of the paper; vsae.alignment), e = E x + a, and h is of e. Ours: the decoders answer in x's space, not in e's.
+
+Ours, too: ties at the k-th place are broken at random where the authors' code drops them.
 """
 
 from collections.abc import Callable
@@ -90,24 +93,77 @@ class PairedDistance(Distance):
         return super().forward(torch.cat(x.chunk(2, 1)), dictionary)
 
 
+class MappedDistance(Distance):
+    """h of e = x map^T + offset: one modality of an `AlignedDistance`."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "n_latents width"],
+        map: Float[Tensor, "width d_model"],
+        offset: Float[Tensor, "width"],
+    ):
+        super().__init__(weight)
+        self.register_buffer("map", map.detach().clone())
+        self.register_buffer("offset", offset.detach().clone())
+
+    def forward(self, x: Float[Tensor, "batch d_model"], dictionary: Dictionary) -> Closeness:
+        return super().forward(F.linear(x, self.get_buffer("map"), self.get_buffer("offset")), dictionary)
+
+
+class AlignedDistance(Distance):
+    """For pairs that an alignment makes agree: each half through its own map, and both through one encoder. The maps do not learn."""
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "n_latents width"],
+        first: Float[Tensor, "width d_first"],
+        first_offset: Float[Tensor, "width"],
+        second: Float[Tensor, "width d_second"],
+        second_offset: Float[Tensor, "width"],
+    ):
+        super().__init__(weight)
+        for name, map, offset in (("first", first, first_offset), ("second", second, second_offset)):
+            self.register_buffer(name, map.detach().clone())
+            self.register_buffer(f"{name}_offset", offset.detach().clone())
+
+    def maps(self) -> list[tuple[Tensor, Tensor]]:
+        """E and a of each modality."""
+        return [(self.get_buffer(name), self.get_buffer(f"{name}_offset")) for name in ("first", "second")]
+
+    def forward(self, x: Float[Tensor, "batch columns"], dictionary: Dictionary) -> Closeness:
+        maps = self.maps()
+        halves = x.split([each.shape[1] for each, _ in maps], 1)
+        e = [F.linear(half, *each) for half, each in zip(halves, maps, strict=True)]
+        return super().forward(torch.cat(e), dictionary)
+
+
 class TwoDecoders(Dictionary):
-    """Atoms [n_latents, 2 d_model]: a latent's atom in the first modality, and that in the second."""
+    """Atoms [n_latents, columns]: a latent's atom in the first modality, `first` wide (half, when left out), and that in the second."""
 
     modalities = 2
 
-    def __init__(self, weight: Float[Tensor, "n_latents columns"]):
+    def __init__(self, weight: Float[Tensor, "n_latents columns"], first: int | None = None):
         super().__init__()
+        self.first = weight.shape[1] // 2 if first is None else first
         self.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
 
     def decode(self, code: Code) -> Float[Tensor, "batch columns"]:
         """Pairs side by side, from codes one below the other."""
         n = len(code.values) // 2
         sides = (Code(code.values[:n], code.indices[:n]), Code(code.values[n:], code.indices[n:]))
-        both = zip(sides, self.weight.chunk(2, 1), strict=True)
+        both = zip(sides, self.weight.split(self.columns, 1), strict=True)
         return torch.cat([ops.decode(side, atoms.contiguous()) for side, atoms in both], 1)
 
     def inference(self) -> "TwoDecoders":
         return self
+
+    @property
+    def columns(self) -> list[int]:
+        """Widths of the two modalities."""
+        return [self.first, self.weight.shape[1] - self.first]
+
+    def options(self) -> dict[str, Any]:
+        return {"first": self.first}
 
     @property
     def n_latents(self) -> int:
@@ -122,8 +178,10 @@ def view(sae: SAE, side: int) -> SAE:
     """The inference SAE of one modality alone, 0 or 1: the shared encoder with that modality's dictionary. Raises ValueError for an SAE of one."""
     if not isinstance(sae.dictionary, TwoDecoders) or side not in (0, 1):
         raise ValueError(f"this SAE has no side {side} to look at: only paired ones (recipe vl_sae) have two, 0 and 1.")
-    half: Callable[[Any], Any] = lambda tensor: None if tensor is None else tensor.chunk(2, -1)[side]  # noqa: E731
-    dictionary = Free(half(sae.dictionary.weight), unit_norm=False)
-    encoder = Distance(sae.encoder.get_parameter("weight"))
+    columns = sae.dictionary.columns
+    half: Callable[[Any], Any] = lambda tensor: None if tensor is None else tensor.split(columns, -1)[side]  # noqa: E731
+    dictionary, looks = Free(half(sae.dictionary.weight), unit_norm=False), sae.encoder.get_parameter("weight")
+    aligned = isinstance(sae.encoder, AlignedDistance)
+    encoder = MappedDistance(looks, *sae.encoder.maps()[side]) if aligned else Distance(looks)
     alone = SAE(encoder, sae.sparsifier.inference(), dictionary, half(sae.b_dec), half(sae.shift), half(sae.scale))
     return alone.eval().requires_grad_(False)

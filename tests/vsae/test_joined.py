@@ -1,5 +1,6 @@
 """Dictionaries of rows that belong together: pairs of modalities, two ends of a layer, several sites."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ import vsae
 from vsae import alignment as alignments
 from vsae.activations import JoinedSource
 from vsae.dictionaries import Free
-from vsae.paired import Distance, PairedDistance, TwoDecoders, closeness, view
+from vsae.paired import AlignedDistance, Distance, PairedDistance, TwoDecoders, closeness, view
 from vsae.recipes import VLSAE, Crosscoder, TopK, TranscoderTopK
 from vsae.recipes.joined import site_norms
 from vsae.run import Run
@@ -201,6 +202,38 @@ def test_an_alignment_finds_pairs_among_new_rows_and_survives_saving(tmp_path):
     assert recall > 0.5, recall  # floor 1 / 256
     with pytest.raises(FileNotFoundError, match="holds no alignment"):
         alignments.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("narrow", [16, 10])
+def test_a_vl_sae_aligns_sites_of_two_widths_by_itself(tmp_path, narrow):
+    """The second modality's rows are cut to `narrow` dimensions, and point elsewhere (gap): raw codes of pairs have nothing in common."""
+    v, t, _ = pairs(gap=2.0)
+    recipe = VLSAE(n_latents=64, k=6, align_width=12, align_epochs=60, align_batch_size=256, align_lr=3e-3)
+    config = dataclasses.replace(CONFIG, epochs=6)
+    val = joined(*(x[:, :width] for x, width in zip(pairs(512, 2.0, seed=1), (16, narrow), strict=False)))
+    run = vsae.train(joined(v, t[:, :narrow]), recipe, tmp_path / "run", config, val, progress=False)
+    again = Run.load(run.path)
+    rows = val.sample_rows(512, 0)
+    assert torch.equal(again.sae(rows).x_hat, run.sae(rows).x_hat) and run.meta["metrics"]["val"]["nmse"] < 0.9
+    image, text = again.sae.encode(rows).dense(64).chunk(2)
+    matched, mismatched = jaccard(image, text), jaccard(image, text.roll(1, 0))
+    print(f"{narrow}: matched {matched:.3f}, mismatched {mismatched:.3f}, NMSE {run.meta['metrics']['val']['nmse']:.3f}")
+    assert matched > mismatched + 0.2
+    for side, (half, code) in enumerate(zip(rows.split([16, narrow], 1), (image, text), strict=True)):
+        alone = view(again.sae, side)
+        torch.testing.assert_close(alone.encode(half).dense(64), code)
+        torch.testing.assert_close(alone(half).x_hat, again.sae(rows).x_hat.split([16, narrow], 1)[side])
+
+
+def test_an_aligned_encoder_is_the_plain_one_on_aligned_rows():
+    alignment = alignments.fit(joined(torch.randn(64, 5), torch.randn(64, 3)), 4, epochs=1)
+    maps = [tensor.double() for each in alignment.encoders for tensor in (each.weight, each.bias)]
+    weight, x = torch.randn(N, 4).double(), torch.randn(7, 8).double()
+    got = AlignedDistance(weight, *maps)(x, NO_ATOMS).pick(lambda u: u.argsort(1))
+    want = PairedDistance(weight)(alignment.double()(x), NO_ATOMS).pick(lambda u: u.argsort(1))
+    torch.testing.assert_close(got.values, want.values)
+    with pytest.raises(ValueError, match="align_lr is 0"):
+        VLSAE(align_lr=0.0)
 
 
 # ---- transcoders and crosscoders

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsae import gradient
+from vsae.alignment import fit_rows
 from vsae.dictionaries import Dictionary, Free
 from vsae.encoders import Linear
 from vsae.objectives import Objective
-from vsae.paired import PairedDistance, TwoDecoders
+from vsae.paired import AlignedDistance, PairedDistance, TwoDecoders
 from vsae.recipes.base import Recipe, random_atoms
 from vsae.sae import SAE
 from vsae.sparsifiers import Sparsifier
@@ -42,6 +43,7 @@ class VLSAE(Joined):
     """One code for both modalities of a pair: distance encoder, two decoders (Shen et al. 2025); see vsae.paired. Its mean squared error is of both alike.
 
     The paper trains without pairing for CLIP and without AuxK; in our loss the two modalities are summed, so that pairs are not needed there either.
+    Representations of other models (a VLM's) are aligned first, by two linear autoencoders and InfoNCE on the pairs to start from (vsae.alignment).
     """
 
     name: ClassVar[str] = "vl_sae"
@@ -52,8 +54,23 @@ class VLSAE(Joined):
     k: int = 256
     """Latents that may speak for one row."""
 
+    align_width: int | None = None
+    """Align pairs in so many dimensions before they are coded. Left out: not at all, unless the sites differ in width; then as many as the narrower has."""
+
+    align_epochs: int = 50
+    """Alignment: passes over `training.init_rows` pairs."""
+
+    align_batch_size: int = 2048
+    """Alignment: pairs a step, each against all others of its batch."""
+
+    align_lr: float = 5e-5
+    """Alignment: learning rate. The paper's; few pairs take more."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("align_width", "align_epochs", "align_batch_size", "align_lr"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name} is {value}: choose more than 0.")
         if self.auxk_coefficient:
             raise ValueError(
                 f"auxk_coefficient is {self.auxk_coefficient}: codes of two modalities have no AuxK, leave it 0."
@@ -61,13 +78,25 @@ class VLSAE(Joined):
 
     def build(self, sample: Float[Tensor, "rows columns"], mean: Float[Tensor, "columns"], seed: int) -> SAE:
         first, second = self.widths(sample)
-        if first != second:
-            raise ValueError(
-                f"the two sites are {first} and {second} wide: a VL-SAE's encoder is shared, so align them first (vsae.alignment) or choose sites of one width."
-            )
+        if self.align_width is not None or first != second:
+            return self.aligned(sample, mean, (first, second), seed)
         directions = random_atoms(self.n_latents, sample[:, :first], seed)
         start = torch.cat([directions, directions], 1) * scale_of(sample - mean) / self.k
         return SAE(PairedDistance(directions), self.sparsifier(), TwoDecoders(start), mean).to(sample)
+
+    def aligned(
+        self, sample: Float[Tensor, "rows columns"], mean: Float[Tensor, "columns"], widths: tuple[int, int], seed: int
+    ) -> SAE:
+        """Directions are of the aligned space; atoms start as what the alignment's decoders make of them."""
+        width = self.align_width or min(widths)
+        options = {"epochs": self.align_epochs, "batch_size": self.align_batch_size, "lr": self.align_lr}
+        alignment = fit_rows(sample, widths, width, seed=seed, **options)  # type: ignore[arg-type]
+        directions = random_atoms(self.n_latents, sample.new_zeros(1, width), seed)
+        length = scale_of(sample - mean) / self.k
+        start = [length * F.normalize(F.linear(directions, each.weight), dim=1) for each in alignment.decoders]  # type: ignore[arg-type]
+        maps = [tensor for each in alignment.encoders for tensor in (each.weight, each.bias)]
+        encoder = AlignedDistance(directions, *maps)  # type: ignore[arg-type]
+        return SAE(encoder, self.sparsifier(), TwoDecoders(torch.cat(start, 1), widths[0]), mean).to(sample)
 
     def objective(self) -> Objective:
         return Objective()
