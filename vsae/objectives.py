@@ -175,7 +175,7 @@ def auxk(seen: Seen) -> Float[Tensor, ""]:
 class ZipfAux:
     """AuxK of under-used latents, dead or not: those that fire in this batch less than `share` as often as a Zipf law says of their rank (2411.02124).
 
-    The paper's exact limits are not known to us; `share` is ours. Waits for the device.
+    The law is that of the sparsifier's budgets, where they were fitted to the data. The paper's exact limits are not known to us; `share` is ours. Waits for the device.
     """
 
     exponent: float = 1.0
@@ -185,6 +185,8 @@ class ZipfAux:
         n = seen.sae.n_latents
         counts, order = seen.output.code.counts(n).sort(descending=True, stable=True)
         law = torch.arange(1, n + 1, device=counts.device, dtype=torch.float32) ** -self.exponent
+        if (budgets := getattr(seen.sae.sparsifier, "law", None)) is not None and bool(budgets.any()):
+            law = budgets.sort(descending=True).values
         return left_over(seen, order[counts < self.share * counts.sum() * law / law.sum()])
 
 

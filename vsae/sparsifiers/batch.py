@@ -46,20 +46,7 @@ class BatchTopK(Sparsifier):
         return code
 
     def select(self, pre: PreActivations) -> Code:
-        """Exact: rows are cut to their largest few first, and rows of which all of those were kept are looked at again, further down."""
-        batch, n_latents = pre.shape
-        width = min(4 * checked_k(self.k, n_latents), n_latents)
-        with torch.no_grad():
-            values, indices = pre.top(width)
-            kept = largest(values, batch * self.k)
-            while width < n_latents and (full := kept.all(1)).any():
-                more = min(4 * width, n_latents)
-                values, indices = F.pad(values, (0, more - width)), F.pad(indices, (0, more - width))
-                values[full], indices[full] = pre.rows(full).top(more)
-                kept, width = largest(values, batch * self.k), more
-            values, slots = torch.where(kept, values, 0).topk(max(1, int(kept.sum(1).max())), sorted=False)
-            indices = indices.gather(1, slots)
-        return Code(pre.at(indices, values) * (values > 0), indices)
+        return mutual_choice(pre, self.k)
 
     @torch.no_grad()
     def follow(self, values: Float[Tensor, "batch k"]) -> None:
@@ -72,6 +59,23 @@ class BatchTopK(Sparsifier):
 
     def options(self) -> dict[str, Any]:
         return {"k": self.k, "momentum": self.momentum}
+
+
+def mutual_choice(pre: PreActivations, k: int) -> Code:
+    """The batch * k largest positive ones. Exact: rows are cut to their largest few first, and rows of which all of those were kept are looked at again, further down."""
+    batch, n_latents = pre.shape
+    width = min(4 * checked_k(k, n_latents), n_latents)
+    with torch.no_grad():
+        values, indices = pre.top(width)
+        kept = largest(values, batch * k)
+        while width < n_latents and (full := kept.all(1)).any():
+            more = min(4 * width, n_latents)
+            values, indices = F.pad(values, (0, more - width)), F.pad(indices, (0, more - width))
+            values[full], indices[full] = pre.rows(full).top(more)
+            kept, width = largest(values, batch * k), more
+        values, slots = torch.where(kept, values, 0).topk(max(1, int(kept.sum(1).max())), sorted=False)
+        indices = indices.gather(1, slots)
+    return Code(pre.at(indices, values) * (values > 0), indices)
 
 
 def largest(values: Float[Tensor, "batch k"], count: int) -> Bool[Tensor, "batch k"]:
