@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=307_200)
     parser.add_argument("--init-rows", type=int, default=8192, help="rows to start from, and all that a fit sees")
-    parser.add_argument("--told", nargs="*", default=[], metavar="NAME=K", help="another k for recipes that leave slots empty")
+    parser.add_argument(
+        "--told", nargs="*", default=[], metavar="NAME=K", help="another k for recipes that leave slots empty"
+    )
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)

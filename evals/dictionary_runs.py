@@ -1,6 +1,5 @@
 """`vsae eval stability` and `vsae eval geometry`: what runs' dictionaries are like, beside untrained and random ones."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +53,9 @@ def stability_of(runs: Sequence[Run], site: SiteReader, out: Path, *, seed: int 
         raise ValueError(f"{len(runs)} run was given: stability compares two or more, trained with other seeds.")
     for run in runs:
         if run.meta["config"] is None:
-            raise ValueError(f"{run.path} comes from another library, which does not say how to start it anew: stability needs runs of vsae.")
+            raise ValueError(
+                f"{run.path} comes from another library, which does not say how to start it anew: stability needs runs of vsae."
+            )
         fingerprint.check(run.fingerprint, site.fingerprint)
         require(run.sae, linear_decoder=True, for_="stability")
         if run.meta["recipe"] != runs[0].meta["recipe"]:

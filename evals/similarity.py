@@ -47,7 +47,9 @@ def similar(
         raise ValueError("similarity compares two dictionaries or more.")
     a, b = ([{(each.key, each.position) for each in atoms} for atoms in side] for side in (first, others))
     if (most := max(map(len, a + b))) > offered:
-        raise ValueError(f"a dictionary has {most:,} atoms, but {offered:,} rows were offered: say how many there were.")
+        raise ValueError(
+            f"a dictionary has {most:,} atoms, but {offered:,} rows were offered: say how many there were."
+        )
     keys = {key: number for number, key in enumerate(sorted({key for atoms in a + b for key, _ in atoms}))}
 
     def of_samples(pairs: set[tuple[str, int]]) -> Float[np.ndarray, "samples"]:

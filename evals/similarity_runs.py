@@ -42,7 +42,9 @@ def evaluate(
                 )
     said = [run.meta["training"]["tokens"] for run in runs if run.meta["training"]]
     if offered is None and not said:
-        raise ValueError(f"{runs[0].path} does not say how many rows it was grown on: give --rows, which chance depends on.")
+        raise ValueError(
+            f"{runs[0].path} does not say how many rows it was grown on: give --rows, which chance depends on."
+        )
     there = min(said) if offered is None else offered
     nameless = any("imported" in run.meta for run in runs)
     origins = [

@@ -9,8 +9,8 @@ from vsae.dictionaries import Free
 from vsae.encoders import Linear
 from vsae.objectives import Seen, ZipfAux, auxk, spread
 from vsae.preactivations import Affine, Dense
-from vsae.sae import SAE
 from vsae.recipes.columns import FeatureChoice as FeatureChoice_
+from vsae.sae import SAE
 from vsae.sparsifiers import BatchTopK, FeatureChoice, Threshold, TopK
 from vsae.sparsifiers.columns import law_of
 from vsae.training.checkpoint import newest

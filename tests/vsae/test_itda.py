@@ -108,7 +108,12 @@ def test_frequent_rows_by_hand():
 
 def test_similarity_is_jaccards_and_matching_counts_strict_winners():
     a = [Origin("x", 0, 0), Origin("x", 1, 0), Origin("y", 0, 1)]
-    b = [Origin("x", 1, 7), Origin("y", 0, 8), Origin("z", 9, 9), Origin("z", 8, 9)]  # numbered otherwise, the same keys
+    b = [
+        Origin("x", 1, 7),
+        Origin("y", 0, 8),
+        Origin("z", 9, 9),
+        Origin("z", 8, 9),
+    ]  # numbered otherwise, the same keys
     assert similarity(a, b) == similarity(b, a) == 2 / 5 and similarity(a, a) == 1 and similarity(a, b[2:]) == 0
     assert similarity([], []) != similarity([], [])
     table = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.2, 0.1], [0.1, 0.5, 0.5]])

@@ -217,7 +217,9 @@ def test_a_vl_sae_aligns_sites_of_two_widths_by_itself(tmp_path, narrow):
     assert torch.equal(again.sae(rows).x_hat, run.sae(rows).x_hat) and run.meta["metrics"]["val"]["nmse"] < 0.9
     image, text = again.sae.encode(rows).dense(64).chunk(2)
     matched, mismatched = jaccard(image, text), jaccard(image, text.roll(1, 0))
-    print(f"{narrow}: matched {matched:.3f}, mismatched {mismatched:.3f}, NMSE {run.meta['metrics']['val']['nmse']:.3f}")
+    print(
+        f"{narrow}: matched {matched:.3f}, mismatched {mismatched:.3f}, NMSE {run.meta['metrics']['val']['nmse']:.3f}"
+    )
     assert matched > mismatched + 0.2
     for side, (half, code) in enumerate(zip(rows.split([16, narrow], 1), (image, text), strict=True)):
         alone = view(again.sae, side)

@@ -39,7 +39,9 @@ def whole(tmp_path_factory):
 
 
 def start(out, seconds=0.0, *more):
-    return subprocess.Popen([sys.executable, str(JOB), str(out), str(seconds), *more], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(JOB), str(out), str(seconds), *more], stderr=subprocess.PIPE, text=True
+    )
 
 
 def steps(out):

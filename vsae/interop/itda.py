@@ -55,9 +55,7 @@ def read(path: Path, k: int | None = None) -> Imported:
         origins = [Origin(str(sample), token, sample) for sample, token in indices.long().tolist()]
     model = about.get("model_name") or about.get("lm_name")
     site = about.get("submodule_name")
-    return Imported(
-        sae.eval().requires_grad_(False), NAME, checksums(*files), model, site, config, origins=origins
-    )
+    return Imported(sae.eval().requires_grad_(False), NAME, checksums(*files), model, site, config, origins=origins)
 
 
 def write(sae: SAE, path: Path, fingerprint: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ s = 0 gives all the same budget. How the paper gives Zipf-shaped budgets to late
 """
 
 import math
-
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,7 +145,9 @@ def law_of(counts: Shaped[Tensor, "n_latents"]) -> Float[Tensor, "n_latents"]:
             slope = min(0.0, float(np.cov(x, logs)[0, 1] / np.var(x, ddof=1)))
             return float(np.square(logs - logs.mean() - slope * (x - x.mean())).sum()), -slope
 
-        best = minimize_scalar(lambda b: line(b)[0], bounds=(math.log(1e-2), math.log(10 * len(found))), method="bounded")
+        best = minimize_scalar(
+            lambda b: line(b)[0], bounds=(math.log(1e-2), math.log(10 * len(found))), method="bounded"
+        )
         exponent, offset = line(best.x)[1], math.exp(best.x)
     shares = np.empty(len(found))
     shares[order] = (np.arange(len(found)) + offset) ** -exponent

@@ -4,7 +4,6 @@ What keeps how far it is (ITDA) goes on from there after a kill; the others look
 """
 
 import time
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
