@@ -148,7 +148,7 @@ def sized(recipe: Recipe | Once, n_latents: int, active: float | int, d_model: i
     if isinstance(recipe, Fixed):
         return recipe.sized(n_latents, k, d_model)
     told = {"n_latents": n_latents, "k": k, "target_l0": float(active)}
-    return dataclasses.replace(recipe, **{name: of for name, of in told.items() if name in recipe.__dataclass_fields__})  # type: ignore[type-var]
+    return dataclasses.replace(recipe, **{name: of for name, of in told.items() if name in recipe.__dataclass_fields__})
 
 
 def compare(

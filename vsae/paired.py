@@ -181,7 +181,8 @@ def view(sae: SAE, side: int) -> SAE:
     columns = sae.dictionary.columns
     half: Callable[[Any], Any] = lambda tensor: None if tensor is None else tensor.split(columns, -1)[side]  # noqa: E731
     dictionary, looks = Free(half(sae.dictionary.weight), unit_norm=False), sae.encoder.get_parameter("weight")
-    aligned = isinstance(sae.encoder, AlignedDistance)
-    encoder = MappedDistance(looks, *sae.encoder.maps()[side]) if aligned else Distance(looks)
+    encoder = Distance(looks)
+    if isinstance(sae.encoder, AlignedDistance):
+        encoder = MappedDistance(looks, *sae.encoder.maps()[side])
     alone = SAE(encoder, sae.sparsifier.inference(), dictionary, half(sae.b_dec), half(sae.shift), half(sae.scale))
     return alone.eval().requires_grad_(False)
