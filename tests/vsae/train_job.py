@@ -11,7 +11,7 @@ from vsae.recipes import ITDA, TopK
 torch.set_num_threads(1)
 
 
-GREEDY = ITDA(k=3, tau=0.01)
+GREEDY = ITDA(k=3, tau=0.03)
 
 
 class Halted(Exception):
