@@ -2,7 +2,8 @@
 
 SAE-V runs      on a site of mixed samples, kinds image and text; baselines: raw cosine of the mean image and the mean text state about the mean of each kind,
                 length, random
-VL-SAE runs     on image_embedding and text_embedding; baselines: CLIP score, length, random
+VL-SAE runs     on two sites with a row a sample, as image_embedding and text_embedding; baselines: CLIP score (cosine, where they are of one width), the
+                cosine after the run's own alignment, where it has one, length, random
 
 What is mismatched is told by the samples' own record (`planted`), or planted by giving captions to other images (`replanted`), which only pairs of
 embeddings allow: in a mixed sample, attention has long mixed the two.
@@ -30,10 +31,11 @@ from vsae.activations import Select, fingerprint, whole_samples
 from vsae.activations.store import SiteReader
 from vsae.code import Code
 from vsae.files import write_json
+from vsae.paired import mapped
 from vsae.run import Run
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-BASELINES = ("CLIP score", "raw cosine", "length", "random")
+BASELINES = ("CLIP score", "aligned cosine", "raw cosine", "length", "random")
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,14 @@ def embedded(
     lengths = np.array([len((captions[at] or "").split()) for at in where[order].tolist()], np.float64)
     scores = {
         "agreement": agreement(image, csr_array(text[order])),
-        "CLIP score": cosines(x, y[torch.from_numpy(order)]),
         "length": lengths,
         "random": chance(len(where), seed),
     }
+    if x.shape == y.shape:
+        scores["CLIP score"] = cosines(x, y[torch.from_numpy(order)])
+    e, f = (mapped(side.sae, side_rows) for side, side_rows in zip(sides, (x, y), strict=True))
+    if e is not None and f is not None:
+        scores["aligned cosine"] = cosines(e, f[torch.from_numpy(order)])
     return Scored(scores, lengths, where), matched
 
 

@@ -38,6 +38,10 @@ class Pairs:
 
     def __init__(self, run: Run) -> None:
         self.sides = run.side(0), run.side(1)
+        if len({side.sae.d_model for side in self.sides}) > 1:
+            raise ValueError(
+                f"{run.path} reads sites of two widths, which have no CLIP score to be held against: filter by a run on two embeddings of one width."
+            )
         self.sites = [site_of(side.fingerprint) for side in self.sides]
         self.headline = "agreement"
         self.names = ("agreement", "clip")

@@ -106,8 +106,11 @@ class MappedDistance(Distance):
         self.register_buffer("map", map.detach().clone())
         self.register_buffer("offset", offset.detach().clone())
 
+    def mapped(self, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch width"]:
+        return F.linear(x, self.get_buffer("map"), self.get_buffer("offset"))
+
     def forward(self, x: Float[Tensor, "batch d_model"], dictionary: Dictionary) -> Closeness:
-        return super().forward(F.linear(x, self.get_buffer("map"), self.get_buffer("offset")), dictionary)
+        return super().forward(self.mapped(x), dictionary)
 
 
 class AlignedDistance(Distance):
@@ -171,6 +174,16 @@ class TwoDecoders(Dictionary):
 
     def forward(self) -> Float[Tensor, "n_latents columns"]:
         return self.weight
+
+
+@torch.no_grad()
+def mapped(alone: SAE, x: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch width"] | None:
+    """e of raw rows of one modality (`view`): where an alignment puts them. None where there was none."""
+    if not isinstance(alone.encoder, MappedDistance):
+        return None
+    x = x.to(alone.b_dec)
+    x = x if alone.shift is None else x - alone.shift
+    return alone.encoder.mapped(x if alone.scale is None else x / alone.scale)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import vsae
 from vsae import alignment as alignments
 from vsae.activations import JoinedSource
 from vsae.dictionaries import Free
-from vsae.paired import AlignedDistance, Distance, PairedDistance, TwoDecoders, closeness, view
+from vsae.paired import AlignedDistance, Distance, PairedDistance, TwoDecoders, closeness, mapped, view
 from vsae.recipes import VLSAE, Crosscoder, TopK, TranscoderTopK
 from vsae.recipes.joined import site_norms
 from vsae.run import Run
@@ -225,6 +225,11 @@ def test_a_vl_sae_aligns_sites_of_two_widths_by_itself(tmp_path, narrow):
         alone = view(again.sae, side)
         torch.testing.assert_close(alone.encode(half).dense(64), code)
         torch.testing.assert_close(alone(half).x_hat, again.sae(rows).x_hat.split([16, narrow], 1)[side])
+    e, f = (mapped(view(again.sae, side), half) for side, half in enumerate(rows.split([16, narrow], 1)))
+    recall = (F.normalize(e, dim=1) @ F.normalize(f, dim=1).T).argmax(1) == torch.arange(512)
+    assert float(recall.double().mean()) > 0.3  # floor 1 / 512
+    plain = SAE(PairedDistance(torch.eye(2)), TopKPart(1), TwoDecoders(torch.randn(2, 4)), torch.zeros(4))
+    assert mapped(view(plain, 0), torch.randn(3, 2)) is None
 
 
 def test_an_aligned_encoder_is_the_plain_one_on_aligned_rows():
