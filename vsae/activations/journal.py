@@ -23,6 +23,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = os.fstat(self._file.fileno()).st_nlink == 0  # the other process finished between our two calls
+            taken |= _held(path.parent)
         except BlockingIOError:
             taken = True
         if taken:
@@ -48,6 +49,20 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process whose team lost the one with the journal still writes shards to this folder (`Shards` holds it)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # file systems without such locks
+        pass
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def lines(path: Path) -> Iterator[tuple[dict[str, Any], int]]:

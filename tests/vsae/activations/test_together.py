@@ -13,7 +13,8 @@ import pytest
 from fake_model import KINDS, REQUEST, chunks
 
 from vsae.activations import write_store
-from vsae.activations.together import Team, ahead, write_together
+from vsae.activations.ahead import ahead
+from vsae.activations.together import Team, write_together
 
 PROGRAM = Path(__file__).with_name("team_job.py")
 OPTIONS = {"rows_per_shard": 50, "kind_names": KINDS}
