@@ -101,15 +101,18 @@ class Ledger:
         self._check_bad(self.seen[-1], [bad for entry in self.journal for bad in entry.get("bad", [])])
         return [piece for place in self.places.values() for piece in place.rest(self._due)]
 
-    def record(self, shard: dict[str, Any]) -> None:
-        """A shard is on disk. Those of a site enter the journal in their order, so that what it knows has no gaps."""
+    def record(self, *shards: dict[str, Any]) -> None:
+        """Shards are on disk. Those of a site enter the journal in their order, so that what it knows has no gaps."""
         with self._lock:
-            site = shard["site"]
-            known = self._shards[site]
-            self._early[site, shard["part"]] = shard
-            while entry := self._early.pop((site, len(known)), None):
-                self.journal.append(entry, sync=True)
-                known.append(tuple(entry["next"]))
+            entries = []
+            for shard in shards:
+                known = self._shards[shard["site"]]
+                self._early[shard["site"], shard["part"]] = shard
+                while entry := self._early.pop((shard["site"], len(known)), None):
+                    known.append(tuple(entry["next"]))
+                    entries.append(entry)
+            for entry in entries:
+                self.journal.append(entry, sync=entry is entries[-1])
 
     def finish(self) -> None:
         """Turn the journal into the manifest."""

@@ -18,9 +18,9 @@ from torch import Tensor
 from vsae.activations.batches import Batches
 from vsae.activations.chunk import Chunk, MakeChunks
 from vsae.activations.moments import Moments, Sums
+from vsae.activations.rows import rows_of
 from vsae.activations.select import Select
 from vsae.activations.shard import DTYPES
-from vsae.activations.rows import rows_of
 from vsae.activations.source import Batch
 from vsae.files import digest
 

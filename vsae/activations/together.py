@@ -78,12 +78,12 @@ def write_together(
 
         try:
             store = complete(path, job, write, max_bad_share, progress)
-        except (ValueError, OSError):
+        except (ValueError, OSError) as error:
             if not called:  # later on the others notice that this process ends
                 with suppress(Elsewhere):
-                    _to_all({"start": None, "failed": True}, team)
+                    _to_all({"start": None, "failed": f"process 0: {error}"}, team)
             raise
-        _to_all({"start": None, "failed": False}, team)
+        _to_all({"start": None, "failed": None}, team)
         return store
 
 
@@ -98,7 +98,7 @@ def _lead(ledger: Ledger, share_from: MakeShare, job: dict[str, Any], team: Team
             pass
         shards.finish()
     for rank in team.others:
-        _record(ledger, receive(rank))
+        ledger.record(*receive(rank)["done"])
 
 
 def _rounds(ledger: Ledger, shards: Shards, own: Iterator[Reading], team: Team) -> Iterator[int]:
@@ -116,7 +116,7 @@ def _rounds(ledger: Ledger, shards: Shards, own: Iterator[Reading], team: Team) 
         told = [_told(mine, []), *(receive(rank) for rank in team.others)]
         batches, orders = [], list[Move]()
         for source, message in enumerate(told):
-            _record(ledger, message)
+            ledger.record(*message["done"])
             if message["batch"] is None:
                 ended = True
             else:
@@ -149,7 +149,7 @@ def _join(path: Path, share_from: MakeShare, job: dict[str, Any], team: Team) ->
             send(_told(None, done), 0)
         order = receive(0)
     if order["failed"]:
-        raise OSError("process 0 could not write the store: its own message says why.")
+        raise Elsewhere(order["failed"])
 
 
 def _own(share_from: MakeShare, start: int, job: dict[str, Any], team: Team) -> Generator[Reading, None, None]:
@@ -162,11 +162,6 @@ def _told(reading: Reading | None, done: list[dict[str, Any]]) -> dict[str, Any]
     told: dict[str, Any] = {"batch": reading and reading.entry, "rows": reading and reading.counts, "done": done[:]}
     del done[: len(told["done"])]
     return told
-
-
-def _record(ledger: Ledger, message: dict[str, Any]) -> None:
-    for shard in message["done"]:
-        ledger.record(shard)
 
 
 def _exchange(moves: list[Move], reading: Reading | None, shards: Shards, team: Team) -> None:
