@@ -16,22 +16,32 @@ INDEX = "index"
 """Tensor of a packed batch: for each sample, where in the rows its tokens are."""
 N_IMAGES = "n_images"
 """Tensor of a batch with images: how many belong to each row."""
+LAYOUT = "layout"
+"""A site that is no module: row i of it says of the token in row i of every language site what `LAYOUT_COLUMNS` names."""
+LAYOUT_COLUMNS = MARKS[1:]
+EXACT = 256
+"""Whole numbers up to this are themselves in every dtype of a store."""
 
 
 class CausalModel(ActivationModel):
     """A transformers model that predicts the next token. Batches: "input_ids", "attention_mask" and, for an image-text model, the
     image tensors of its processor; further what `prepare` adds so that every token is known (`layout`).
 
-    A batch made by hand needs no more than what the library itself takes.
+    A batch made by hand needs no more than what the library itself takes. Site "layout" can be read along with others, into a store too: of each
+    token whether it answers, which image and copy it stands for, row and column (the marks of `TokenLayout`; `LAYOUT_COLUMNS`), as numbers.
     """
 
     def __init__(self, module: nn.Module, provenance: dict[str, Any], tokenizer: Any, example: Batch) -> None:
         self.tokenizer = tokenizer
         self._special = special_ids(tokenizer)
         self._generating = False
-        super().__init__(module, provenance, example)
+        self._marks = nn.Identity()
+        super().__init__(module, provenance, example, {LAYOUT: self._marks})
+        self._shapes.pop(LAYOUT, None)  # nothing to edit
 
     def forward(self, batch: Batch) -> Any:
+        if self._marks._forward_hooks:
+            self._marks(_numbers(batch))
         return self.module(**self.inputs(batch), use_cache=False)
 
     def inputs(self, batch: Batch) -> Batch:
@@ -139,6 +149,16 @@ class CausalModel(ActivationModel):
         finally:
             hook.remove()
             self._batch, self._generating = outer, False
+
+
+def _numbers(batch: Batch) -> Float[Tensor, "rows length marks"]:
+    """The marks of a batch's tokens as a site has them."""
+    marks = torch.stack([batch[name].long() for name in LAYOUT_COLUMNS], dim=-1)
+    if marks.numel() and int(marks.max()) > EXACT:
+        raise ValueError(
+            f"site '{LAYOUT}': a prompt has more than {EXACT} images or cells a side of one, more than a store keeps exactly: choose smaller images."
+        )
+    return marks.float()
 
 
 class _Grown:

@@ -13,9 +13,12 @@ import transformers
 from PIL import Image
 
 import modalities
+from modalities import causal
 from modalities.base import KINDS
-from modalities.causal import loss_by_kind, next_token_loss
+from modalities.causal import LAYOUT, LAYOUT_COLUMNS, loss_by_kind, next_token_loss
 from modalities.data import Sample, open_dataset
+from modalities.extract import Chunk
+from vsae.activations import write_store
 from vsae.interventions import Direction, Where
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared"
@@ -288,6 +291,43 @@ def test_every_token_is_known(models, kind):
     ]
     assert tokens == [["a", "cat"], ["yes"], []]
     assert layout.ids[1, 0] == -1 and layout.kinds.shape == model.prepare(SAMPLES)["input_ids"].shape
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", MARKS)
+def test_a_store_keeps_the_layout_beside_the_tokens(models, kind, dtype, tmp_path):
+    """Answer, image, copy, row and column of each stored token, also where the images of a batch differ."""
+    model, site = models[kind], "model.language_model.layers.1"
+    batches = [SAMPLES, [NONE, NONE], [ONE, TWO]]
+
+    def chunks(start):
+        for number, samples in enumerate(batches[start:], start):
+            rows = [{"key": f"{number}-{i}"} for i in range(len(samples))]
+            yield Chunk(number, rows, [], model.activations(model.prepare(samples), [site, LAYOUT]))
+
+    store = write_store(tmp_path / "store", chunks, {"model": {}}, kind_names=KINDS, dtype=dtype, rows_per_shard=20)
+    told, tokens = (store.site(name) for name in (LAYOUT, site))
+    told, tokens = told.read(0, told.n_rows), tokens.read(0, tokens.n_rows)
+    for name in ("kinds", "samples", "positions"):
+        assert torch.equal(getattr(told, name), getattr(tokens, name)), name
+    expected = []
+    for samples in batches:
+        layout = model.layout(model.prepare(samples))
+        marks = torch.stack([getattr(layout, name).long() for name in LAYOUT_COLUMNS], -1)
+        expected.append(marks[layout.kinds != KINDS.index("pad")])
+    assert LAYOUT_COLUMNS == ("answer", "image", "copy", "row", "column")
+    assert torch.equal(told.values.long(), torch.cat(expected))
+    assert told.values[:, 0].sum() == 2 + 1 + 1 + 1 + 2  # "a cat" and "yes"
+
+
+def test_the_layout_is_read_and_never_in_the_way(models, monkeypatch):
+    model = models["next"]
+    assert LAYOUT not in model.sites()
+    batch = model.prepare(SAMPLES)
+    monkeypatch.setattr(causal, "EXACT", 2)
+    model.run(batch)  # nobody asked
+    with pytest.raises(ValueError, match="site 'layout': a prompt has more than 2 images or cells a side of one"):
+        model.activations(batch, [LAYOUT])
 
 
 def test_padding_on_the_right_and_a_cut_prompt(directory):

@@ -141,6 +141,8 @@ def test_packed_rows_hold_all_texts_and_give_each_its_own_activations(directory)
     got = model.activations(batch, ["model.layers.1"])["model.layers.1"]
     assert torch.equal(got.values[0], rows[0, :5]) and torch.equal(got.kinds, layout.kinds)
     assert torch.equal(got.values[1, :3], torch.cat([rows[0, 5:], rows[1, :2]])) and not got.values[1, 3:].any()
+    told = model.activations(batch, ["layout"])["layout"]
+    assert torch.equal(told.kinds, layout.kinds) and told.values.shape == (*layout.kinds.shape, 5)
     bare = model.run(batch).logits
     with model.edit(site, lambda values, kinds: values):
         assert torch.equal(model.run(batch).logits, bare)
