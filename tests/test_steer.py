@@ -181,7 +181,8 @@ def test_the_same_command_draws_nothing_again_and_more_strengths_only_themselves
 def test_a_killed_job_goes_on_to_the_same_bits(made, painted, tmp_path):
     out = tmp_path / "out"
     arguments = command(painted, out)
-    job = subprocess.Popen([sys.executable, "-m", "vsae.cli", *arguments], stderr=subprocess.DEVNULL, env=os.environ)
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the bits are those of as many threads
+    job = subprocess.Popen([sys.executable, "-m", "vsae.cli", *arguments], stderr=subprocess.DEVNULL, env=env)
     while job.poll() is None and not (out / "images" / "latents_0" / "images.jsonl").is_file():
         time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
