@@ -26,6 +26,10 @@ TOP, ROBUST = 16, 0.9
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 
+class TooFew(ValueError):
+    """No candidate is activated by enough samples."""
+
+
 @dataclass(frozen=True)
 class Tree:
     """Nodes by number, parents before children; node 0 is the root."""
@@ -105,10 +109,10 @@ def ontology(
     resamples: int = 200,
     seed: int = 0,
 ) -> Ontology:
-    """scores: [samples, candidates], of which only positive ones count; leaf: node of each sample. Raises ValueError where no latent is active enough."""
+    """scores: [samples, candidates], of which only positive ones count; leaf: node of each sample. Raises TooFew where no latent is active enough."""
     found = of_latents(scores, leaf, tree, top, q)
     if not len(found.latent):
-        raise ValueError(f"no latent is activated by {top} samples or more: give more samples, or a smaller --top.")
+        raise TooFew(f"no latent is activated by {top} samples or more: give more samples, or a smaller --top.")
     mixed = np.random.default_rng([seed, 13]).permutation(leaf)
     null = of_latents(scores, mixed, tree, top, q)
     weights = draws(len(found.latent), resamples, seed) / len(found.latent)

@@ -1,17 +1,29 @@
-"""`vsae eval ontology`: how deep in a taxonomy the nodes are that a run's latents stand for."""
+"""`vsae eval ontology`: how deep in a taxonomy the nodes are that a run's latents stand for, beside those of what must be beaten.
+
+    random dictionary    random unit atoms, the run's number of latents and L0: an SAE that learnt nothing, pooled as the run is
+    neurons, PCA         mean activations along the coordinates, and along the components of the fit half; either sign of each is a candidate
+
+All report on the same samples, by the same code.
+"""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from rich.table import Table
 
+from evals import baselines
 from evals.attributes import Attributes
 from evals.figures import ACCENT, QUIET, save
 from evals.label_reading import NONE, Track, read, write
-from evals.ontology import TOP, Ontology, Tree, ontology
-from evals.pooling import Pool
+from evals.labelled import labelled
+from evals.ontology import TOP, Ontology, TooFew, Tree, ontology
+from evals.pooling import Pool, Scores
+from evals.recovery_runs import baselines_of, parts
+from vsae.activations import Select
 from vsae.activations.store import SiteReader
 from vsae.run import Run
 
@@ -31,7 +43,7 @@ def ontology_of(
     kinds: tuple[str, ...] | None = None,
     track: Track = NONE,
 ) -> dict[str, Ontology]:
-    """Of samples that have one leaf of the hierarchy; the run beside raw neurons of either sign. Write result.json and ontology.png to `out`. Raises ValueError."""
+    """Of samples that have one leaf of the hierarchy; the run beside its baselines. Write result.json and ontology.png to `out`. Raises ValueError."""
     found = read(run, site, attributes, kinds, pooling, batch_size, track)
     known = set(attributes.names)
     inner = set(hierarchy)
@@ -47,14 +59,26 @@ def ontology_of(
     if len(one) < 2:
         raise ValueError(f"{len(one)} samples have exactly one leaf of the hierarchy, and two or more are needed.")
     leaf = nodes[truth[one].argmax(1)]
-    scores = codes.scores[one] if isinstance(codes.scores, np.ndarray) else codes.scores.tocsr()[one].tocsc()
+    selects = [Select(found.kinds, part) for part in parts([run], site, site, None, None)[1:]]
+    pca = baselines.fit_pca(track(site.sequential(batch_size, selects[0]), "fit PCA", -(-site.n_rows // batch_size)))
+    random = baselines_of(run, pca, seed)["random dictionary"]
+    learnt_nothing = labelled(random, site, attributes, selects[1], pooling, batch_size, track).scores
     x = np.asarray(dense.scores, np.float64)[one]
     x = x - x.mean(0)
-    neurons = np.maximum(np.concatenate([x, -x], 1), 0)
-    measured = {
-        name: ontology(each, leaf, tree, top=top, resamples=resamples, seed=seed)
-        for name, each in ((run.meta["recipe"]["name"], scores), ("neurons", neurons))
+    candidates: dict[str, Scores] = {
+        "random dictionary": rows_of(learnt_nothing, one),
+        "neurons": either_sign(x),
+        "PCA": either_sign(x @ pca.atoms.double().numpy().T),
     }
+    measured = {
+        run.meta["recipe"]["name"]: ontology(
+            rows_of(codes.scores, one), leaf, tree, top=top, resamples=resamples, seed=seed
+        )
+    }
+    for name, each in candidates.items():
+        # a random dictionary may spread over so many latents that none is active enough: a finding, and no reason to stop
+        with suppress(TooFew):
+            measured[name] = ontology(each, leaf, tree, top=top, resamples=resamples, seed=seed)
     first = next(iter(measured.values()))
     counts = {
         "samples": len(one),
@@ -77,6 +101,15 @@ def ontology_of(
     return measured
 
 
+def rows_of(scores: Scores, rows: np.ndarray) -> Scores:
+    return scores[rows] if isinstance(scores, np.ndarray) else scores.tocsr()[rows].tocsc()
+
+
+def either_sign(x: Float[np.ndarray, "samples n"]) -> Float[np.ndarray, "samples 2*n"]:
+    """Each column and its opposite, where they are positive."""
+    return np.maximum(np.concatenate([x, -x], 1), 0)
+
+
 def ontology_table(found: Mapping[str, Ontology]) -> Table:
     first = next(iter(found.values()))
     shown = Table(
@@ -91,6 +124,8 @@ def ontology_table(found: Mapping[str, Ontology]) -> Table:
         estimates = [each.depth, each.robust_depth, each.pair_depth, *each.coverage.values()]
         shown.add_row(name, *(f"{one.value:.2f} ({one.floor:.2f})" for one in estimates), f"{each.left_out:,}")
     shown.title = "Ontology (in brackets: labels permuted)"
+    if "random dictionary" not in found:
+        shown.caption = "random dictionary: no latent is active enough"
     return shown
 
 

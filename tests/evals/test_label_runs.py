@@ -9,6 +9,7 @@ import torch
 
 from evals.supervised_runs import members_of, numbered
 from vsae import cli
+from vsae.activations import ActivationStore, Select
 from vsae.run import save_run
 
 from .planted_store import run_of, store_of
@@ -101,6 +102,31 @@ def test_ontology(home, capsys):
     found = written["details"]["ontology"]
     assert written["value"] > written["floor"] and found["topk"]["best_f1"]["shape:star"] == 1
     assert found["topk"]["coverage"]["0.9"]["value"] >= 4 / 6 > found["topk"]["coverage"]["0.9"]["floor"]
+    assert set(found) == {"topk", "random dictionary", "neurons", "PCA"}
+    # four latents of shapes, each its leaf, and three of colours, each the root
+    assert found["topk"]["depth"]["value"] == pytest.approx(4 * 2 / 7) and found["topk"]["depth"]["floor"] == 0
+    table = json.loads((home / "truth.json").read_text())
+    site = ActivationStore.open(home / "store").site()
+    fit, report = (np.concatenate([b.values.double().numpy() for b in site.sequential(999, Select(("patch",), part))]) for part in ((0.0, 0.5), (0.5, 1.0)))  # fmt: skip
+    rows = np.concatenate([b.samples.numpy() for b in site.sequential(999, Select(("patch",), (0.5, 1.0)))])[::TOKENS]
+    above = {leaf: parent for parent, leaves in TREE.items() for leaf in leaves}
+    leaves = [next(a for a in table[f"k{i}"] if a in above) for i in rows]
+    mean = report.reshape(-1, TOKENS, D).mean(1)
+    components = np.linalg.eigh(np.cov(fit.T))[1].T
+    atoms = torch.nn.functional.normalize(torch.randn(8, D, generator=torch.Generator().manual_seed(0))).double()
+    along = (report - fit.mean(0)) @ atoms.numpy().T
+    kept = np.where(along >= np.sort(along, 1)[:, [-2]], np.maximum(along, 0), 0)
+    scored = {
+        "random dictionary": kept.reshape(-1, TOKENS, 8).max(1).T,
+        "neurons": [s * w for w in (mean - mean.mean(0)).T for s in (1, -1)],
+        "PCA": [s * w for w in ((mean - mean.mean(0)) @ components.T).T for s in (1, -1)],
+    }
+    for name, each in scored.items():
+        depths = []
+        for z in each:
+            best = [leaves[i] for i in sorted(range(len(z)), key=lambda i: -z[i])[:8]]
+            depths.append(2 if len(set(best)) == 1 else 1 if len({above[leaf] for leaf in best}) == 1 else 0)
+        assert found[name]["depth"]["value"] == pytest.approx(np.mean(depths)), name
     with pytest.raises(SystemExit):
         evaluated(home, "ontology")
     assert "give --hierarchy" in capsys.readouterr().err
