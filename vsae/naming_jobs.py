@@ -133,3 +133,45 @@ class EvalContents:
     """Rows a step."""
     self_check: bool = True
     """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
+class EvalClustering:
+    """Cluster images or texts by the latents they activate, say which latents mark each cluster, and find samples by latents or by a sample."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained SAE."""
+    store: tyro.conf.Positional[Path]
+    """Activations; of the SAE's own store the samples held out."""
+    attributes: str | None = None
+    """What is true of each sample, to compare clusters with: .json, .jsonl, .parquet or a dataset; "own" for the json of STORE's own images."""
+    field: str = "attributes"
+    """Field of the json or .jsonl that holds them."""
+    groups: tuple[str, ...] = ()
+    """Attributes of exclusive values, GROUP:VALUE in the table; all of them when left out."""
+    clusters: int | None = None
+    """As many as the first group has values when left out, or 8."""
+    weighting: Literal["binary", "tf-idf", "activation"] = "tf-idf"
+    """Of the latents of a sample."""
+    latents: tuple[int, ...] | None = None
+    """Latents to cluster and compare by; all when left out."""
+    like: str | None = None
+    """Key of a sample: list those most like it."""
+    find: tuple[int, ...] = ()
+    """Latents: list the samples with most of them."""
+    k: int = 10
+    """Of precision@k."""
+    names: Path | None = None
+    """names.parquet of vsae eval naming, or a .json of latent -> words, to say them by."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    out: Path | None = None
+    """Where result.json and the figure go: RUN/eval/clustering when left out."""
+    resamples: int = 200
+    """Of the bootstrap over samples."""
+    seed: int = 0
+    """Of k-means, halves, permuted labels and bootstrap."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""

@@ -39,6 +39,10 @@ EVALUATIONS = {
         "whether explanations of latents are right, by a local model's answers, beside the same model given others' explanations",
     ),
     "contents": ("words", "what one collection holds more of than another, beside random parts of both"),
+    "clustering": (
+        "words",
+        "groups of samples by the latents they activate, and samples found by latents, beside raw activations and permuted labels",
+    ),
     "probing": ("labels", "what a few latents know of attributes, beside neurons, dense probes, PCA and kNN"),
     "separability": ("labels", "how apart latents keep classes, and what suppressing one costs, beside neurons"),
     "erasure": ("labels", "whether latents take one concept out and leave the others, beside random latents"),

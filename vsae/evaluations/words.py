@@ -1,4 +1,4 @@
-"""vsae eval naming, explaining, contents: what latents are called, whether what is said of them is right, and what collections hold, by them."""
+"""vsae eval naming, explaining, contents, clustering: what latents are called, whether that is right, what collections hold and how they fall into groups."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,8 +145,39 @@ def contents(job: naming_jobs.EvalContents) -> Path:
     return told(contents_runs.table(found), out)
 
 
+def clustering(job: naming_jobs.EvalClustering) -> Path:
+    """Cluster samples and find them; returns the directory with result.json and the figure."""
+    from evals import attributes, clustering_runs, explaining_material
+
+    run, site = opened(job.run, job.store, job.self_check)
+    given = None if job.attributes == "own" else job.attributes
+    table = attributes.read(images_of(job.store, given, "--attributes"), job.field) if job.attributes else None
+    out = job.out or job.run / "eval" / "clustering"
+    found = clustering_runs.evaluate(
+        run,
+        site,
+        out,
+        attributes=table,
+        groups=job.groups,
+        n=job.clusters,
+        weighting=job.weighting,
+        latents=job.latents,
+        like=job.like,
+        find=job.find,
+        k=job.k,
+        kinds=job.kinds,
+        names=explaining_material.read_explanations(job.names, run) if job.names else None,
+        resamples=job.resamples,
+        seed=job.seed,
+        batch_size=job.batch_size,
+        track=track,
+    )
+    return told(clustering_runs.table(found), out)
+
+
 JOBS = {
     "naming": (naming_jobs.EvalNaming, naming),
     "explaining": (naming_jobs.EvalExplaining, explaining),
     "contents": (naming_jobs.EvalContents, contents),
+    "clustering": (naming_jobs.EvalClustering, clustering),
 }
