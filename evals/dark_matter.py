@@ -53,6 +53,10 @@ class Split:
     left_out: tuple[str, ...]
     """Token kinds with too few rows to fit a map to."""
     samples: int
+    pursuit: "Split | None" = None
+    """The same of the SAE's atoms under gradient pursuit, where it was asked for."""
+    norms: dict[str, Estimate] = field(default_factory=dict)
+    """Other run -> R2 of its error's norm by this one's; see `evals.dark_matter_beside`."""
 
 
 @dataclass

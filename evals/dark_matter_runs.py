@@ -1,18 +1,21 @@
 """`vsae eval dark_matter`: what an SAE leaves out, in a part that is linear in the activations and one that is not."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from evals.dark_matter import Split, split
+from evals.dark_matter_beside import GradientPursuit, norms
 from evals.figures import ACCENT, QUIET, save
 from evals.recovery_runs import parts
 from evals.result import Result, write_result
 from vsae.activations import Select, StoreSource, fingerprint
 from vsae.activations.store import SiteReader
 from vsae.run import Run
+from vsae.sae import require
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -23,21 +26,42 @@ def evaluate(
     out: Path,
     *,
     kinds: tuple[str, ...] | None = None,
+    others: Sequence[Run] = (),
+    pursuit: bool = False,
     resamples: int = 200,
     seed: int = 0,
     batch_size: int = 4096,
     track: Track = lambda items, what, n: items,
 ) -> Split:
-    """Fit on one half of the samples (of a run's own store: of those held out), measure on the other; write result.json and dark_matter.png to `out`."""
+    """Fit on one half of the samples (of a run's own store: of those held out), measure on the other; write result.json and dark_matter.png to `out`.
+
+    others: runs of the same activations, of other widths, whose errors' norms are predicted by this one's. pursuit: measure the atoms under gradient pursuit, too.
+    Raises ValueError.
+    """
+    for other in others:
+        fingerprint.check(other.fingerprint, site.fingerprint)
+    if pursuit:
+        require(run.sae, linear_decoder=True, for_="gradient pursuit")
     fingerprint.check(run.fingerprint, site.fingerprint)
     trained = run.fingerprint["select"]["kinds"]
     kinds = kinds or (tuple(trained) if trained else None)
-    fit, report = (Select(kinds, part) for part in parts([run], site, site, None, None)[1:])
+    fit, report = (Select(kinds, part) for part in parts([run, *others], site, site, None, None)[1:])
 
     def rows(select: Select, what: str) -> Iterable[Any]:
         return track(site.sequential(batch_size, select), what, -(-StoreSource(site, select).n_rows // batch_size))
 
-    found = split(run.sae, rows(fit, "fit"), rows(report, "measure"), site.kind_names, resamples=resamples, seed=seed)
+    def halves(what: str) -> tuple[Iterable[Any], Iterable[Any]]:
+        return rows(fit, f"fit{what}"), rows(report, f"measure{what}")
+
+    found = split(run.sae, *halves(""), site.kind_names, resamples=resamples, seed=seed)
+    if pursuit:
+        steps = max(1, round(run.meta["self_check"]["l0"]))
+        pursued = GradientPursuit.of(run.sae, steps)
+        again = split(pursued, *halves(", gradient pursuit"), site.kind_names, resamples=resamples, seed=seed)
+        found = replace(found, pursuit=again)
+    if others:
+        saes = {str(other.path): other.sae for other in others}
+        found = replace(found, norms=norms(run.sae, saes, *halves(", norms"), resamples, seed))
     write_result(
         out,
         Result(
@@ -59,7 +83,9 @@ def evaluate(
 
 
 def sets(found: Split) -> dict[str, Any]:
-    return {"all tokens": found.total} | (found.kinds if len(found.kinds) > 1 else {})
+    """What the table and the figure show."""
+    pursued = {"all tokens, gradient pursuit": found.pursuit.total} if found.pursuit else {}
+    return {"all tokens": found.total} | pursued | (found.kinds if len(found.kinds) > 1 else {})
 
 
 def table(found: Split) -> Table:
@@ -78,8 +104,12 @@ def table(found: Split) -> Table:
             f"{each.rows:,}",
         )
     shown.title = "What is left out: the part that is linear in the activations, and the rest"
-    if found.left_out:
-        shown.caption = f"too few rows to fit: {', '.join(found.left_out)}"
+    lines = [f"too few rows to fit: {', '.join(found.left_out)}"] if found.left_out else []
+    lines += [
+        f"norm of the error of {name}, by this one's: R2 {'none' if r2.value is None else f'{r2.value:.3f}'} (shuffled {r2.floor:.3f})"
+        for name, r2 in found.norms.items()
+    ]
+    shown.caption = "\n".join(lines) or None
     return shown
 
 

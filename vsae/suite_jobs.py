@@ -65,6 +65,10 @@ class EvalDarkMatter:
     """Activations: half of the samples (of the SAE's own store, of those held out) to fit on, half to measure."""
     kinds: tuple[str, ...] | None = None
     """Token kinds; those the SAE was trained on when left out."""
+    others: tuple[Path, ...] = ()
+    """Runs of the same activations, of other widths: how well this one's error predicts the norm of theirs."""
+    pursuit: bool = False
+    """Measure its atoms under gradient pursuit, too, as many steps as its L0: the same dictionary with a better encoder. Slow."""
     out: Path | None = None
     """Where result.json and the figure go: RUN/eval/dark_matter when left out."""
     resamples: int = 200

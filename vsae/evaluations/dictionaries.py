@@ -11,13 +11,22 @@ from vsae.reading import images_of, opened
 def dark_matter(job: suite_jobs.EvalDarkMatter) -> Path:
     """Split a run's error; returns the directory with result.json and the figure."""
     from evals import dark_matter_runs
+    from vsae.run import Run
 
     run, site = opened(job.run, job.store, job.self_check)
-    out = job.out or job.run / "eval" / "dark_matter"
-    options = {"resamples": job.resamples, "seed": job.seed, "batch_size": job.batch_size}
-    return told(
-        dark_matter_runs.table(dark_matter_runs.evaluate(run, site, out, kinds=job.kinds, track=track, **options)), out
+    found = dark_matter_runs.evaluate(
+        run,
+        site,
+        out := job.out or job.run / "eval" / "dark_matter",
+        kinds=job.kinds,
+        others=[Run.load(path, self_check=job.self_check) for path in job.others],
+        pursuit=job.pursuit,
+        resamples=job.resamples,
+        seed=job.seed,
+        batch_size=job.batch_size,
+        track=track,
     )
+    return told(dark_matter_runs.table(found), out)
 
 
 def stability(job: suite_jobs.EvalStability) -> Path:
