@@ -140,6 +140,13 @@ def test_schedule_values(before, expected):
     assert lr_factor(before, 100, 10_000, warmup=0.1, decay=0.2) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("before", "expected"), [(0, 0.1), (5000, 1.0), (8000, 1.0), (8500, 0.853553), (9000, 0.5), (9500, 0.146447)]
+)
+def test_schedule_along_a_cosine(before, expected):
+    assert lr_factor(before, 100, 10_000, warmup=0.1, decay=0.2, shape="cosine") == pytest.approx(expected, abs=1e-6)
+
+
 def test_schedule_without_warmup_and_decay_is_flat():
     assert {lr_factor(before, 10, 100, 0.0, 0.0) for before in range(0, 100, 10)} == {1.0}
 

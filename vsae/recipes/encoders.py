@@ -18,7 +18,7 @@ class MatchingPursuit(Recipe):
     """Choose k atoms one after the other, each along what the ones before left over (MP-SAE, 2506.03093); no encoder weights, and k may change after training.
 
     r = x - b_dec;  k times:  j = argmax_j <r, D_j>,  z_j += <r, D_j>,  r -= <r, D_j> D_j.   The loss is mse alone. The paper trains 25 d_model latents
-    for 50 epochs at 5e-4, falling to 1e-6 by a cosine; here the rate falls as for every recipe. A step costs as much as a TopK encoding does.
+    for 50 epochs at 5e-4, falling to 1e-6 by a cosine (configs/mp_dinov2.yaml). A step costs as much as a TopK encoding does.
     """
 
     name: ClassVar[str] = "mp"

@@ -25,7 +25,9 @@ class TrainConfig:
     warmup: float = 0.05
     """Share of the budget over which the learning rate rises linearly from 0."""
     decay: float = 0.2
-    """Share of the budget, at the end, over which the learning rate falls linearly to 0."""
+    """Share of the budget, at the end, over which the learning rate falls to 0."""
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    """How it falls: straight, or along half a cosine."""
     beta1: float = 0.9
     """Adam's decay rate of the mean gradient."""
     beta2: float = 0.999

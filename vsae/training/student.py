@@ -148,7 +148,9 @@ class Student:
         """One step on raw rows of the device, and a look where one is due. Raises FloatingPointError with what there is to go back to."""
         training, config = self.training, self.config
         x = self.normalise(self.layout.cut(raw))
-        self.rate = self.peak * lr_factor(training.tokens, len(raw), self.budget, config.warmup, config.decay)
+        self.rate = self.peak * lr_factor(
+            training.tokens, len(raw), self.budget, config.warmup, config.decay, config.decay_shape
+        )
         for group in training.optimiser.param_groups:
             group["lr"] = self.rate * group["rate"]
         # Noise, where a method has some, is the same after a resume, and whoever else learns beside.
