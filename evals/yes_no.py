@@ -3,15 +3,19 @@
     questions   a .jsonl with image (key), question, answer ("yes" or "no"), and kind: which images, and why a "no" was asked (random, popular, ...)
     said        the sign of log p(yes) - log p(no), the two answers' first tokens, from one pass: no word is parsed
     accuracy    floor: of always giving the commoner answer
+    precision   share of the yes's that are right; floor: the share of questions whose answer is yes, as of any answer that does not look
+    recall      share of what is there that is answered yes; floor: of always saying no, 0
     F1          of yes; floor: of always saying yes
     yes         share of questions answered yes; right: the share that is yes.   AUROC of the difference: floor 1/2, free of where yes begins
 
-By kind: all its no's with all the yes's, as POPE has it. Intervals are 95 % bootstraps over images, whose questions are not independent.
+By kind: all its no's with all the yes's, as POPE has it; a kind that has both answers alone. With and without an edit of the model: the change of each
+number on the same questions, floor 0, with an interval of the difference. Intervals are 95 % bootstraps over images, whose questions are not independent.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +38,8 @@ class Question(NamedTuple):
 @dataclass(frozen=True)
 class Answered:
     accuracy: Estimate
+    precision: Estimate
+    recall: Estimate
     f1: Estimate
     yes: Estimate
     """Floor: the share of questions whose answer is yes."""
@@ -65,7 +71,7 @@ def read(path: Path | str) -> list[Question]:
 def by_kind(
     questions: Sequence[Question], difference: Float[np.ndarray, "questions"], *, resamples: int = 500, seed: int = 0
 ) -> Mapping[str, Answered]:
-    """difference: log p(yes) - log p(no). "all", and each kind of question whose answers are all no, with all the yes's."""
+    """difference: log p(yes) - log p(no). "all", each kind of question whose answers are all no, with all the yes's, and each that has both, where there are several."""
     truth = np.array([question.yes for question in questions])
     kinds = np.array([question.kind for question in questions])
     images = np.unique([question.image for question in questions], return_inverse=True)[1]
@@ -73,6 +79,9 @@ def by_kind(
     noes = [kind for kind in np.unique(kinds) if not truth[kinds == kind].any()]
     if len(noes) > 1:
         groups |= {str(kind): truth | (kinds == kind) for kind in noes}
+    both = [kind for kind in np.unique(kinds) if 0 < truth[kinds == kind].mean() < 1]
+    if len(both) > 1:
+        groups |= {str(kind): kinds == kind for kind in both}
     return {
         name: answered(truth[of], difference[of], images[of], resamples=resamples, seed=seed)
         for name, of in groups.items()
@@ -96,25 +105,71 @@ def answered(
     n = int(group.max()) + 1
     draws = weights(n, resamples, seed)[:, group]
     whole = np.ones((1, len(truth)))
-    said, share = difference > 0, float(truth.mean())
+    share = float(truth.mean())
 
     def of(measure: Callable[[np.ndarray], np.ndarray], floor: float) -> Estimate:
         value = float(measure(whole)[0])
         return Estimate(value if np.isfinite(value) else None, floor, interval(measure(draws)))
 
+    floors = {"accuracy": max(share, 1 - share), "precision": share, "recall": 0.0, "f1": 2 * share / (1 + share)}
+    floors |= {"yes": share, "auroc": 0.5}
     return Answered(
-        of(lambda w: w @ (said == truth) / w.sum(1), max(share, 1 - share)),
-        of(lambda w: f1(w, said, truth), 2 * share / (1 + share)),
-        of(lambda w: w @ said / w.sum(1), share),
-        of(lambda w: auroc(w, difference, truth), 0.5),
-        len(truth),
+        **{
+            name: of(partial(measure, difference=difference, truth=truth), floors[name])
+            for name, measure in MEASURES.items()
+        },
+        n=len(truth),
     )
 
 
-def f1(w: Float[np.ndarray, "draws n"], said: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+def changed(
+    questions: Sequence[Question],
+    before: Float[np.ndarray, "questions"],
+    after: Float[np.ndarray, "questions"],
+    *,
+    resamples: int = 500,
+    seed: int = 0,
+) -> Mapping[str, Estimate]:
+    """How much larger each number is with the differences `after`, on the same questions of the same images."""
+    truth = np.array([question.yes for question in questions])
+    group = np.unique([question.image for question in questions], return_inverse=True)[1].ravel()
+    draws = weights(int(group.max()) + 1, resamples, seed)[:, group]
+    found = {}
+    for name, measure in MEASURES.items():
+        one, many = (measure(w, after, truth) - measure(w, before, truth) for w in (np.ones((1, len(truth))), draws))
+        found[name] = Estimate(float(one[0]) if np.isfinite(one[0]) else None, 0.0, interval(many))
+    return found
+
+
+def accuracy(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    return w @ ((difference > 0) == truth) / w.sum(1)
+
+
+def precision(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    """NaN where nothing is answered yes."""
+    said = difference > 0
+    return ratio(w @ (said & truth), w @ said, np.nan)
+
+
+def recall(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    """NaN where no answer is yes."""
+    return ratio(w @ ((difference > 0) & truth), w @ truth, np.nan)
+
+
+def f1(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
     """Of yes; 0 where yes is neither said nor right."""
-    hits, either = 2 * (w @ (said & truth)), w @ said.astype(float) + w @ truth.astype(float)
-    return np.divide(hits, either, out=np.zeros(len(w)), where=either > 0)
+    said = difference > 0
+    return ratio(2 * (w @ (said & truth)), w @ said + w @ truth, 0.0)
+
+
+def yes(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    return w @ (difference > 0) / w.sum(1)
+
+
+def ratio(
+    above: Float[np.ndarray, "draws"], below: Float[np.ndarray, "draws"], nothing: float
+) -> Float[np.ndarray, "draws"]:
+    return np.divide(above, below, out=np.full(len(below), nothing), where=below > 0)
 
 
 def auroc(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
@@ -125,3 +180,7 @@ def auroc(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.nda
         if truth[drawn].any() and not truth[drawn].all():
             found[at] = roc_auc_score(truth[drawn], difference[drawn], sample_weight=row[drawn])
     return found
+
+
+MEASURES = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1, "yes": yes, "auroc": auroc}
+"""Each takes weights of questions, differences and truth; the names are those of `Answered`."""

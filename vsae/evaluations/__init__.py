@@ -65,6 +65,10 @@ EVALUATIONS = {
         "alignment",
         "whether a VL-SAE's codes help a CLIP name images, with a weight chosen on other images",
     ),
+    "yes_no": (
+        "questions",
+        "whether an image-text model says yes to what is not there, and what an edit of latents makes of it",
+    ),
     "all": ("world", "--world: all of these where the right answers are known, in a rendered world, in one table"),
 }
 """Name -> (room, what it answers)."""
