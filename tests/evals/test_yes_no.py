@@ -105,4 +105,6 @@ def test_the_change_is_that_of_the_numbers():
     for name, each in found.items():
         assert each.value == pytest.approx(getattr(other, name).value - getattr(one, name).value)
         assert each.interval[0] <= each.value <= each.interval[1]
-    assert all(each.value == 0 and each.interval == (0, 0) for each in changed(rows, after, after, resamples=20).values())
+    assert all(
+        each.value == 0 and each.interval == (0, 0) for each in changed(rows, after, after, resamples=20).values()
+    )
