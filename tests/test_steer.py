@@ -349,8 +349,10 @@ def test_answers_say_red_under_the_latent_and_not_under_random_ones(spoken):
         "latents, 1",
         "means, 4",
     }
-    page = Shown((out / "report/index.html").read_text()).text
+    html = (out / "report/index.html").read_text()
+    page = Shown(html).text
     assert next(iter(bare.values()))["answer"][:60] in page and "6 of 6 answers are those without an edit" in page
+    assert html.count('<table class="prose">') == 5  # answers wrap, a table for each prompt shown
     kept = {path: path.stat().st_mtime_ns for path in (out / "answers").rglob("*.json")}
     chunk = next(iter(sorted(kept)))
     chunk.unlink()

@@ -58,6 +58,8 @@ class Grid:
     rows: Sequence[Sequence[str]]
     strong: Sequence[int] = ()
     note: str = ""
+    prose: bool = False
+    """Cells are sentences, which wrap, and not numbers."""
 
 
 @dataclass(frozen=True)

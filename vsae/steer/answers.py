@@ -123,16 +123,24 @@ class Written:
     def sections(self, found: "Directions") -> list[Section]:
         """The sheet of answers; all of them are in answers.parquet."""
         self.save(found)
-        prompts = [short(row["prompt"]) for row in self.rows[BARE][:SHOWN]]
         sets = self.sets(found)
-        lines = [(label, *(short(row["answer"]) for row in self.rows[folder][:SHOWN])) for label, folder in sets]
+        prompts = [short(f"{row['key']}: {row['prompt']}") for row in self.rows[BARE][:SHOWN]]
+        grids = [
+            Grid(
+                ("direction, strength", prompt),
+                [(label, short(self.rows[folder][at]["answer"])) for label, folder in sets],
+                strong=[0],
+                prose=True,
+            )
+            for at, prompt in enumerate(prompts)
+        ]
         same, all_of = self.identical("latents")
         words = [
             f"The first {len(prompts)} of {len(self.samples)} prompts, decoded greedily; answers.parquet has all of them in full.",
             f"Strength 0: {same} of {all_of} answers are those without an edit, token by token.",
             *([f"{len(self.bad)} prompts could not be read."] if self.bad else []),
         ]
-        return [Section("Answers", words, [Grid(("direction, strength", *prompts), lines, strong=[0])])]
+        return [Section("Answers", words, grids)]
 
     def sets(self, found: "Directions") -> list[tuple[str, str]]:
         made = sorted(self.made, key=found.place)

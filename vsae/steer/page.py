@@ -43,7 +43,7 @@ def write_page(job: Steer, run: "Run", found: "Directions", made: Any, measured:
         shown = "not reached" if found.threshold is None else f"{found.threshold:.2f}"
         facts.append(Fact(f"strength for {job.find:g}", shown, "by bisection, on these prompts"))
     lead = (
-        f"Latents {latents} of {run.path.name}, changed ({job.operation}) in {Path(job.model.name).name} while it makes its {made.what}. Strength 1 is "
+        f"{'Latent' if len(found.latents) == 1 else 'Latents'} {latents} of {run.path.name}, changed ({job.operation}) in {Path(job.model.name).name} while it makes its {made.what}. Strength 1 is "
         + (
             f"{'each latent as large as it gets where the concept is' if job.value is None else f'{job.value:g}'}."
             if job.operation != "scale"
