@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from evals import attributes, recovery_runs
 from vsae import cli
 from vsae.activations import ActivationStore
-from vsae.recipes import RECIPES
+from vsae.recipes import FIXED, RECIPES
 from vsae.run import Run
 from vsae.tables import read_origins
 
@@ -149,7 +149,7 @@ def test_every_recipe_is_scored_on_planted_features(tmp_path, capsys):
     budget = shlex.split("--seeds 1 --rows 1024 --training.epochs 1 --training.batch-size 256")
     cli.main(["eval", "recovery", "--all", "--out", str(tmp_path), *world, *budget])
     result = json.loads((tmp_path / "result.json").read_text())
-    names = [*RECIPES, "transcoder", "crosscoder", "vl_sae"]
+    names = [*RECIPES, "random_matryoshka", "transcoder", "crosscoder", "vl_sae", *FIXED]
     assert [each["name"] for each in result["details"]["recipes"]] == names
     assert all(len(each["trials"]) == 1 and each["world"]["n_features"] == 12 for each in result["details"]["recipes"])
     said = capsys.readouterr().out
