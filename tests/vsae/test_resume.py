@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,17 @@ def test_another_request_is_refused_by_name(whole, tmp_path, finished):
     with pytest.raises(ValueError, match=r"recipe\.fields\.k \(4 there, 5 now\), source .*val"):
         config = vsae.TrainConfig(**json.loads((whole.path / "run.json").read_text())["config"])
         vsae.train(source, TopK(n_latents=96, k=5), out, config)
+
+
+def test_a_setting_that_an_older_version_did_not_have_counts_as_its_default(whole, tmp_path):
+    out = tmp_path / "older"
+    shutil.copytree(whole.path, out)
+    about = json.loads((out / "run.json").read_text())
+    del about["config"]["decay_shape"], about["recipe"]["fields"]["auxk_coefficient"]
+    (out / "run.json").write_text(json.dumps(about))
+    assert train_job.job(out).path == out
+    with pytest.raises(ValueError, match=r"differs: config\.decay_shape \(linear there, cosine now\)\."):
+        train_job.job(out, decay_shape="cosine")
 
 
 def test_a_request_that_came_to_nothing_is_forgotten(tmp_path):

@@ -41,10 +41,11 @@ def claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def hold_to(out: Path, request: dict[str, Any]) -> None:
+def hold_to(out: Path, request: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
     """Note what the run in `out` is, or raise ValueError naming the fields that differ from what was noted.
 
-    A request that never came to a checkpoint is forgotten: nothing would be lost.
+    A request that never came to a checkpoint is forgotten: nothing would be lost. `defaults`: of fields, laid out as `request` is, for one that an
+    older version did not have: a new field's default is what was done before.
     """
     folder = out / "checkpoint"
     noted = out / "run.json" if (out / "run.json").exists() else folder / "request.json"
@@ -52,8 +53,9 @@ def hold_to(out: Path, request: dict[str, Any]) -> None:
         folder.mkdir(exist_ok=True)
         return write_json(folder / "request.json", request)
     content = read_json(noted)
-    there = flat({part: content.get(part) for part in request})
     now = flat(json.loads(json.dumps(request)))
+    usual = {name: value for name, value in flat(json.loads(json.dumps(defaults or {}))).items() if name in now}
+    there = usual | flat({part: content.get(part) for part in request})
     free = {f"config.{name}" for name in UNTIED_TO_THE_RESULT}
     differing = [name for name in sorted(there | now) if name not in free and there.get(name) != now.get(name)]
     if differing:

@@ -6,7 +6,7 @@ beside others: they share what is read (rows, moments, samples to start from, he
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,10 +111,16 @@ def _asked(
         about = {"recipe": {"name": recipe.name, "fields": asdict(recipe)}, "config": asdict(config)}
         if rank == 0:
             claims.enter_context(guard.claimed(out))
-            guard.hold_to(out, about | identity)
+            usual = {"recipe": {"fields": defaults(recipe)}, "config": defaults(config)}
+            guard.hold_to(out, about | identity, usual)
         if not (out / RUN).exists():
             left.append(Asked(out, recipe, config, about | identity))
     return left
+
+
+def defaults(of: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, with it."""
+    return {each.name: each.default for each in fields(of) if each.default is not MISSING}
 
 
 def fitted(recipe: Recipe, source: Source) -> Recipe:
