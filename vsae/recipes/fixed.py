@@ -3,6 +3,7 @@
 They look at `training.init_rows` random rows, in the rows' own units (`training.normalise` is not asked); ITDA reads all rows, batch by batch.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ from vsae.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(ABC):
     """A dictionary that `fit` finds in some rows. A new one overrides `found`."""
 
     name: ClassVar[str] = ""
@@ -49,8 +50,9 @@ class Fixed:
         """How many rows."""
         return config.init_rows
 
+    @abstractmethod
     def found(self, rows: Float[Tensor, "rows d_model"], n_latents: int, seed: int) -> SAE:
-        raise NotImplementedError
+        """The SAE that the method finds in these rows."""
 
 
 @dataclass(frozen=True)
