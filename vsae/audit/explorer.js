@@ -1,7 +1,6 @@
 "use strict";
 // The explorer of an audit's concepts; shared.js has what it does with data and pictures.
 
-const ROW = 34;
 const COLUMNS = [
   ["id", "#", "Concept number"],
   ["name", "name", "CLIP's nearest word; ? where it is no nearer than to random images"],
@@ -184,21 +183,11 @@ const title = (position) => `Concept ${vsae.table.id[position]}${vsae.table.name
 
 // ---- one concept ----------------------------------------------------------------------------------------------------
 
-function fromHash() {
-  const found = /^#(\d+)$/.exec(location.hash);
-  const position = found ? vsae.table.id.indexOf(Number(found[1])) : -1;
-  if (position >= 0 && position !== view.at) show(position);
-}
-
 async function show(position) {
   if (position < 0) return;
   const table = vsae.table, id = table.id[position];
   view.at = position;
-  if (location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
-  const place = view.order.indexOf(position), scroller = $("scroller");
-  if (place >= 0 && (place * ROW < scroller.scrollTop || (place + 1) * ROW > scroller.scrollTop + scroller.clientHeight)) {
-    scroller.scrollTop = Math.max(0, place * ROW - scroller.clientHeight / 2);
-  }
+  reveal(position);
   paintRows();
   paintMap();
   try {

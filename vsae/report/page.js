@@ -1,7 +1,6 @@
 "use strict";
 // The explorer of latents; shared.js has what it does with data and pictures.
 
-const ROW = 34;
 const COLUMNS = [
   ["id", "#", "Latent number"],
   ["hint", "top images say", "Commonest label, or distinctive caption words, of the top images"],
@@ -97,20 +96,10 @@ function keyboard(event) {
 
 // ---- one latent -----------------------------------------------------------------------------------------------------
 
-function fromHash() {
-  const found = /^#(\d+)$/.exec(location.hash);
-  const position = found ? vsae.table.id.indexOf(Number(found[1])) : -1;
-  if (position >= 0 && position !== view.at) show(position);
-}
-
 async function show(position) {
   const table = vsae.table, id = table.id[position];
   view.at = position;
-  if (location.hash !== `#${id}`) history.replaceState(null, "", `#${id}`);
-  const place = view.order.indexOf(position), scroller = $("scroller");
-  if (place >= 0 && (place * ROW < scroller.scrollTop || (place + 1) * ROW > scroller.scrollTop + scroller.clientHeight)) {
-    scroller.scrollTop = Math.max(0, place * ROW - scroller.clientHeight / 2);
-  }
+  reveal(position);
   paintRows();
   try {
     const chunk = await load(Math.floor(position / table.chunk));

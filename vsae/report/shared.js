@@ -120,6 +120,24 @@ function enlarge(frame, value, [, key, label, caption]) {
   large.showModal();
 }
 
+// ---- the row shown, of a page's `view` ------------------------------------------------------------------------------------
+
+const ROW = 34;
+
+function fromHash() {
+  const found = /^#(\d+)$/.exec(location.hash);
+  const position = found ? vsae.table.id.indexOf(Number(found[1])) : -1;
+  if (position >= 0 && position !== view.at) show(position);
+}
+
+function reveal(position) {
+  const hash = `#${vsae.table.id[position]}`, place = view.order.indexOf(position), scroller = $("scroller");
+  if (location.hash !== hash) history.replaceState(null, "", hash);
+  if (place >= 0 && (place * ROW < scroller.scrollTop || (place + 1) * ROW > scroller.scrollTop + scroller.clientHeight)) {
+    scroller.scrollTop = Math.max(0, place * ROW - scroller.clientHeight / 2);
+  }
+}
+
 // ---- numbers ----------------------------------------------------------------------------------------------------------
 
 function number(value) {
