@@ -20,7 +20,7 @@ from vsae.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Fixed(ABC):
-    """A dictionary that `fit` finds in some rows. A new one overrides `found`."""
+    """A dictionary that `fit` finds without gradients."""
 
     name: ClassVar[str] = ""
 
@@ -37,14 +37,23 @@ class Fixed(ABC):
         if self.k is not None and not 1 <= self.k <= (self.n_latents or self.k):
             raise ValueError(f"k is {self.k}, but n_latents is {self.n_latents}: choose 1 <= k <= {self.n_latents}.")
 
+    @abstractmethod
     def fit(self, source: Source, config: TrainConfig, shown: Shown, memory: Memory = FORGETFUL) -> Fitted:
-        """Find it in `config.init_rows` rows of the source, drawn by `config.seed`."""
-        rows = source.sample_rows(self.wanted(config), config.seed)
-        return Fitted(self.found(rows, self.n_latents or rows.shape[1], config.seed), len(rows))
+        """Find it in the source's rows."""
 
     def sized(self, n_latents: int, k: int, d_model: int) -> "Fixed":
         """The same with so many atoms, of which so many may speak for a row of `d_model` dimensions: as far as the method can."""
         return replace(self, n_latents=n_latents, k=k)
+
+
+@dataclass(frozen=True)
+class Sampled(Fixed):
+    """A dictionary found in a sample of rows. A new one overrides `found`."""
+
+    def fit(self, source: Source, config: TrainConfig, shown: Shown, memory: Memory = FORGETFUL) -> Fitted:
+        """Find it in `config.init_rows` rows of the source, drawn by `config.seed`."""
+        rows = source.sample_rows(self.wanted(config), config.seed)
+        return Fitted(self.found(rows, self.n_latents or rows.shape[1], config.seed), len(rows))
 
     def wanted(self, config: TrainConfig) -> int:
         """How many rows."""
@@ -56,7 +65,7 @@ class Fixed(ABC):
 
 
 @dataclass(frozen=True)
-class Components(Fixed):
+class Components(Sampled):
     """A method that finds no more atoms than there are dimensions."""
 
     def sized(self, n_latents: int, k: int, d_model: int) -> "Fixed":
@@ -97,7 +106,7 @@ class SparsePCA(Components):
 
 
 @dataclass(frozen=True)
-class KMeans(Fixed):
+class KMeans(Sampled):
     """The nearest of some centroids speaks, with 1 (scikit-learn, mini-batch). See vsae.fixed."""
 
     name: ClassVar[str] = "kmeans"
@@ -118,7 +127,7 @@ class KMeans(Fixed):
 
 
 @dataclass(frozen=True)
-class SemiNMF(Fixed):
+class SemiNMF(Sampled):
     """X ~ Z D with Z >= 0 (Ding, Li and Jordan 2010). See vsae.nmf."""
 
     name: ClassVar[str] = "semi_nmf"
@@ -152,7 +161,7 @@ class SNMF(SemiNMF):
 
 
 @dataclass(frozen=True)
-class ConvexNMF(Fixed):
+class ConvexNMF(Sampled):
     """X ~ Z W X with Z >= 0 and W >= 0: atoms are in the cone of the rows (Ding, Li and Jordan 2010). See vsae.nmf."""
 
     name: ClassVar[str] = "convex_nmf"
