@@ -1,9 +1,11 @@
-"""Shared by all tests: two threads, no hub, one seed."""
+"""Shared by all tests: two threads in all, no hub, one seed."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of two
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
