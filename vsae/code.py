@@ -25,7 +25,7 @@ class Code(NamedTuple):
     def counts(self, n_latents: int) -> Int[Tensor, "n_latents"]:
         """How many rows each latent is active in. Waits for no device."""
         active = (self.values != 0).flatten().long()
-        return active.new_zeros(n_latents).index_add_(0, self.indices.flatten(), active)
+        return active.new_zeros(n_latents).scatter_add_(0, self.indices.flatten(), active)
 
     def is_full(self, n_latents: int) -> bool:
         """True for a code whose slot j is latent j in every row, as `Code.full` makes it."""

@@ -1,14 +1,18 @@
 """Encoders: activations in, pre-activations out, one for every latent; a sparsifier then decides which of them speak.
 
-Linear      u = W_enc x + b_enc           (x is centred already: SAE subtracts b_dec)
+Linear      u = W_enc x + b_enc           (x is centred already: `around` subtracts b_dec)
 Tied        u = D x + b_enc               D the dictionary's atoms
 """
 
 from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from vsae.dictionaries import Dictionary
 from vsae.ops.rescored import Trust
@@ -25,6 +29,24 @@ class Encoder(Part):
     signed: bool = False
     """Can what it selects itself be negative?"""
 
+    affine: bool = False
+    """Are its pre-activations `Affine`?"""
+
+    def around(
+        self, x: Float[Tensor, "batch d_model"], centre: Float[Tensor, "d_model"], dictionary: Dictionary
+    ) -> PreActivations:
+        """Pre-activations of x - centre, where it wants x centred, for somebody who only looks at their entries.
+
+        Then a gradient to the centre alone need not go by way of one to every row.
+        """
+        if not self.centred:
+            return self(x, dictionary)
+        if self.affine and centre.requires_grad and not x.requires_grad:
+            pre = self(x - centre.detach(), dictionary)
+            assert isinstance(pre, Affine)
+            return replace(pre, bias=_Around.apply(pre.bias, pre.weight, centre))
+        return self(x - centre, dictionary)
+
     def fold(self, scale: Float[Tensor, "d_model"], dictionary: Dictionary) -> "Linear | None":
         """A linear encoder of x that gives what this one gives for x / scale; None where there is none, and x has to be divided each time."""
         return None
@@ -38,6 +60,21 @@ class Encoder(Part):
         """Pre-activations of all latents."""
 
 
+class _Around(Function):
+    """The bias of u = (x - centre) W^T + bias, with the gradient that the centre has in the first term: du/dcentre = -du/dbias W."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, weight: Tensor, centre: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return bias.view_as(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        (weight,) = ctx.saved_tensors
+        return grad, None, -(grad.to(weight.dtype) @ weight)
+
+
 class Linear(Encoder):
     """u = W_enc x + b_enc. `weight` is [n_latents, d_model], as in torch.nn.Linear: a latent's weights are one row, read and updated as one."""
 
@@ -45,6 +82,7 @@ class Linear(Encoder):
     """Given one, it selects at low precision in training, as long as that finds the same latents."""
     quick: bool = False
     """Does it do so outside of training, too?"""
+    affine = True
 
     def __init__(self, weight: Float[Tensor, "n_latents d_model"], bias: Float[Tensor, "n_latents"]):
         super().__init__()
@@ -64,6 +102,8 @@ class Linear(Encoder):
 
 class Tied(Encoder):
     """u = D x + b_enc: the encoder's weights are the dictionary's own (Cunningham et al. 2023, 2309.08600). Fused, it is a plain linear one."""
+
+    affine = True
 
     def __init__(self, bias: Float[Tensor, "n_latents"]):
         super().__init__()

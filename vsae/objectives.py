@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -120,7 +121,7 @@ def spread(x: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
 
 
 def mse(seen: Seen) -> Float[Tensor, ""]:
-    return (seen.target - seen.output.x_hat).square().sum() / seen.energy
+    return F.mse_loss(seen.output.x_hat, seen.target, reduction="sum") / seen.energy
 
 
 def l1(seen: Seen) -> Float[Tensor, ""]:
@@ -163,7 +164,7 @@ def gate_mse(seen: Seen) -> Float[Tensor, ""]:
     """What the gate's pre-activations alone reconstruct with a decoder that does not learn from it (2404.16014, eq. 8)."""
     sae = seen.sae
     x_hat = ops.decode(gate(seen), sae.atoms.detach()) + sae.bias.detach()
-    return (seen.target - x_hat).square().sum() / seen.energy
+    return F.mse_loss(x_hat, seen.target, reduction="sum") / seen.energy
 
 
 def auxk(seen: Seen) -> Float[Tensor, ""]:

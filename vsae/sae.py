@@ -130,6 +130,8 @@ class SAE(nn.Module):
             x = x - self.shift
         if self.scale is not None:
             x = x / self.scale
+        if self.sparsifier.entries_only:
+            return self.encoder.around(x, self.b_dec, self.dictionary)
         return self.encoder(x - self.b_dec if self.encoder.centred else x, self.dictionary)
 
     def encode(self, x: Float[Tensor, "batch d_model"]) -> Code:

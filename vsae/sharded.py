@@ -2,9 +2,9 @@
 
     encode    every shard finds its own k largest; their values, [batch, k] a shard, are gathered; the k largest of all are kept, each by its owner
     decode    every shard decodes its slots; the parts are summed, [batch, d_model]
-    backward  all weight gradients stay where they are; only that of x (for b_dec) is summed
+    backward  all weight gradients stay where they are; only that of b_dec is summed
 
-So a step sends batch * (k + 2 d_model) numbers a process, however many latents there are, and the selection is exactly that of one process: of
+So a step sends batch * (k + d_model) numbers a process, however many latents there are, and the selection is exactly that of one process: of
 equal values at the k-th place those of the first shard are kept, one process keeps any. Codes here number a shard's own latents from 0;
 lists of dead latents number all of them.
 """
@@ -90,6 +90,13 @@ class ShardedLinear(Linear):
     def fold(self, scale: Float[Tensor, "d_model"], dictionary: Dictionary) -> "ShardedLinear":
         return ShardedLinear(self.weight / scale, self.bias, self.shard)
 
+    def around(
+        self, x: Float[Tensor, "batch d_model"], centre: Float[Tensor, "d_model"], dictionary: Dictionary
+    ) -> PreActivations:
+        if not x.requires_grad:
+            centre = Copied.apply(centre, self.shard.layout.over_latents)
+        return super().around(x, centre, dictionary)
+
     def forward(self, x: Float[Tensor, "batch d_model"], dictionary: Dictionary) -> ShardedAffine:
         x = Copied.apply(x, self.shard.layout.over_latents)
         return ShardedAffine(x, self.weight, self.bias, self.trust if self.training else None, self.shard)
@@ -100,7 +107,7 @@ class ShardedTopK(Sparsifier):
 
     def __init__(self, rule: TopK | AbsTopK, shard: Shard) -> None:
         super().__init__()
-        self.rule, self.shard, self.signed = rule, shard, rule.signed
+        self.rule, self.shard, self.signed, self.entries_only = rule, shard, rule.signed, rule.entries_only
 
     def forward(self, pre: PreActivations) -> Code:
         return self.strongest(pre, self.rule.k)

@@ -31,6 +31,7 @@ class Variational(Linear):
     Noise comes from PyTorch's own generator, which training seeds before each step. A fused one of variance 1 is a plain linear encoder.
     """
 
+    affine = False
     logvar_weight: Tensor | None
     logvar_bias: Tensor | None
 

@@ -30,6 +30,24 @@ def tied(request):
     return SAE(Tied(torch.randn(N).double()), TopK(4), dictionary, torch.randn(D).double())
 
 
+@pytest.mark.parametrize("wants", [False, True])
+def test_a_centre_alone_gets_the_gradient_it_gets_by_way_of_the_rows(wants):
+    """`around` against the subtraction itself, also where x has a gradient of its own."""
+    encoder, dictionary = Linear(torch.randn(N, D).double(), torch.randn(N).double()), Free(torch.randn(N, D).double())
+    x, centre = torch.randn(B, D).double().requires_grad_(wants), torch.randn(D).double().requires_grad_()
+    leaves = [encoder.weight, encoder.bias, centre] + [x] * wants
+    push, dead = torch.randn(B, 4).double(), torch.tensor([3, 5, 8, 13])
+
+    def gradients(pre):
+        out = (pre.top(4).values * push).sum() + (pre.latents(dead).top(4).values.sort(1).values * push).sum()
+        return torch.autograd.grad(out, leaves)
+
+    for got, want in zip(
+        gradients(encoder.around(x, centre, dictionary)), gradients(encoder(x - centre, dictionary)), strict=True
+    ):
+        torch.testing.assert_close(got, want)
+
+
 def test_tied_values_and_gradients_are_the_dense_ones(tied):
     x, push = torch.randn(B, D).double(), torch.randn(B, D).double()
     (tied(x).x_hat * push).sum().backward()

@@ -42,10 +42,12 @@ def _bf16(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
 def _int8(x: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
     weight_scale = _largest(weight) / MOST
     rows = x.float()
+    scaled_bias = bias.float() / weight_scale
     row_scale = rows.abs().amax(1, keepdim=True).div_(MOST)
-    row_scale.masked_fill_(row_scale == 0, 1)
+    finest = scaled_bias.abs().amax() / 2**28  # in a row of zeros the bias alone decides: as finely as integers can
+    row_scale = torch.where(row_scale > 0, row_scale, torch.where(finest > 0, finest, 1))
     low_x, low_weight = rows.div(row_scale).round_().to(torch.int8), rounded(weight, weight_scale)
-    row_factor, low_bias = _as_product(bias.float() / weight_scale, row_scale)
+    row_factor, low_bias = _as_product(scaled_bias, row_scale)
     with scratch((min(ROWS["int8"], len(x)), len(weight)), torch.int32, x.device) as buffer:
         for some, factor in zip(low_x.split(ROWS["int8"]), row_factor.split(ROWS["int8"]), strict=True):
             u = buffer[: len(some)]

@@ -36,8 +36,8 @@ def encode_topk(
         wide = min(k + extra, len(weight))
         candidates = torch.cat([largest(u.abs_() if signed else u, wide) for u in coarse(x, weight, bias, form)])
         exact = dots(x, weight, candidates) + bias[candidates]
-        slots = (exact.abs() if signed else exact).topk(k, sorted=False).indices
-        values, indices = exact.gather(1, slots), candidates.gather(1, slots)
+        values, slots = (exact.abs() if signed else exact).topk(k, sorted=False)
+        values, indices = exact.gather(1, slots) if signed else values, candidates.gather(1, slots)
     values = entries(x, weight, bias, indices, values)
     return Code(values if signed else values.relu(), indices)
 

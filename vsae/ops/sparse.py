@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from vsae.code import Code
 from vsae.ops import triton_path
 from vsae.ops.largest import Magnitudes, largest
+from vsae.ops.order import by_latent
 from vsae.ops.scratch import scratch
 
 WIDE = 8
@@ -248,7 +249,7 @@ def transposed_sums(
     n_latents: int,
 ) -> Float[Tensor, "n_latents d_model"]:
     """G^T E: out[i] = sum of values[b, j] rows[b] over the slots with indices[b, j] = i. No atomics: the same result every time."""
-    batch, k = indices.shape
+    k = indices.shape[1]
     if is_wide(k, n_latents):
         return Code(values, indices).dense(n_latents).T @ rows
     if triton_path.serves(rows):
@@ -258,18 +259,16 @@ def transposed_sums(
         for v, i, r in _row_blocks(rows, values, indices, rows):
             out.index_add_(0, i.flatten(), (v[:, :, None] * r[:, None]).flatten(0, 1))
         return out
-    weights, latents = values.flatten(), indices.flatten()
-    owner = torch.arange(batch, device=rows.device).repeat_interleave(k)
-    if (
-        rows.device.type == "cpu"
-    ):  # empty slots are many in ragged codes; elsewhere counting them would wait for the device
-        taken = weights.nonzero().squeeze(1)
-        weights, latents, owner = weights[taken], latents[taken], owner[taken]
-    latents, order = latents.int().sort(stable=True)  # half the passes of a radix sort of int64
-    starts = torch.searchsorted(latents, torch.arange(n_latents, device=rows.device, dtype=torch.int32))
-    return F.embedding_bag(
-        owner[order], rows.contiguous(), starts, per_sample_weights=weights[order].to(rows.dtype), mode="sum"
-    )
+    weights, latents = values.flatten(), indices
+    taken = None
+    if rows.device.type == "cpu" and 2 * int(weights.count_nonzero()) < len(weights):
+        taken = weights.nonzero().squeeze(1)  # ragged codes have many empty slots; elsewhere counting them would wait
+        weights, latents = weights[taken], latents.flatten()[taken]
+    order, starts = by_latent(latents, n_latents)
+    weights = weights.take(order).to(rows.dtype)
+    slots = order if taken is None else taken[order]
+    owner = torch.div(slots, k, rounding_mode="floor")
+    return F.embedding_bag(owner, rows.contiguous(), starts, per_sample_weights=weights, mode="sum")
 
 
 def slot_sums(

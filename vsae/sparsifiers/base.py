@@ -13,6 +13,9 @@ class Sparsifier(Part):
     signed: bool = False
     """Can a code be negative?"""
 
+    entries_only: bool = False
+    """Does it look at pre-activations only through their entries, and not at their parts (x, weight, bias)?"""
+
     @property
     def batch_dependent(self) -> bool:
         """Does a row's code depend on the other rows, in the present mode?"""

@@ -21,6 +21,8 @@ class BatchTopK(Sparsifier):
     In eval mode it alone decides, u > threshold, row by row. Before any training batch it is 0, which is ReLU.
     """
 
+    entries_only = True
+
     threshold: Tensor
     updates: Tensor
 

@@ -39,6 +39,8 @@ class JumpReLU(Sparsifier):
     Slots within half a `bandwidth` below the threshold are in the code, as zeros: through them a threshold learns to fall.
     """
 
+    entries_only = True
+
     def __init__(self, threshold: Float[Tensor, "n_latents"], bandwidth: float):
         super().__init__()
         self.threshold = nn.Parameter(threshold.detach().clone())

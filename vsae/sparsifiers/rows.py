@@ -16,12 +16,16 @@ from vsae.sparsifiers.base import Sparsifier, checked_k
 class ReLU(Sparsifier):
     """Every positive pre-activation. The code is as wide as the row with most of them, so the host waits for the device to know it."""
 
+    entries_only = True
+
     def forward(self, pre: PreActivations) -> Code:
         return pre.above(torch.zeros(()))
 
 
 class TopK(Sparsifier):
     """The `k` largest positive pre-activations of each row. A row with fewer has empty slots; of equal ones at the k-th place, any."""
+
+    entries_only = True
 
     def __init__(self, k: int):
         super().__init__()
@@ -36,6 +40,8 @@ class TopK(Sparsifier):
 
 class AbsTopK(Sparsifier):
     """The `k` pre-activations of each row largest in magnitude, with their sign; of equal ones at the k-th place, any."""
+
+    entries_only = True
 
     signed = True
 
@@ -55,6 +61,8 @@ class AbsTopK(Sparsifier):
 
 class GroupMax(Sparsifier):
     """The largest positive pre-activation of each of `k` groups of neighbouring latents, ceil(n_latents / k) in each but the last; of equal ones, the first."""
+
+    entries_only = True
 
     def __init__(self, k: int):
         super().__init__()
@@ -77,6 +85,8 @@ class GroupMax(Sparsifier):
 
 class Threshold(Sparsifier):
     """Pre-activations greater than a fixed `threshold`: a scalar, or [n_latents]. Waits for the device, as ReLU does."""
+
+    entries_only = True
 
     threshold: Tensor
 

@@ -16,16 +16,12 @@ class FiringClock:
 
     def __init__(self, n_latents: int, device: torch.device) -> None:
         self.since = torch.zeros(n_latents, dtype=torch.int64, device=device)
-        self.hit = torch.zeros(n_latents + 1, dtype=torch.bool, device=device)
 
     @torch.no_grad()
     def tick(self, code: Code, tokens: int) -> None:
-        """Count a batch, without a device sync: silent slots write to one place beyond the last latent."""
-        beyond = len(self.since)
-        self.hit.zero_()
-        self.hit.index_fill_(0, torch.where(code.values != 0, code.indices, beyond).flatten(), True)
-        self.hit = parallel.any_rows(self.hit)
-        self.since.add_(tokens).masked_fill_(self.hit[:beyond], 0)
+        """Count a batch, without a device sync."""
+        fired = parallel.any_rows(code.counts(len(self.since)) > 0)
+        self.since.add_(tokens).masked_fill_(fired, 0)
 
     def dead(self, dead_tokens: int) -> Int[Tensor, "m"]:
         """Indices of the dead latents. The host waits for the device here."""
