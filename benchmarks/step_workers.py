@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 LR = 1e-4
 COUNTED = 2
 Step = Callable[[torch.Tensor], object]
+ENTERED = ExitStack()
 
 
 def limit(d: int, n: int, k: int, batch: int, encode: bool) -> Step:
@@ -43,6 +45,7 @@ def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "aut
     from vsae.training.config import TrainConfig
     from vsae.training.dead import FiringClock
     from vsae.training.gauge import Gauge
+    from vsae.training.memory import kept_memory
     from vsae.training.state import Training
     from vsae.training.student import step as one_step
     from vsae.training.trackers import accelerator
@@ -65,6 +68,7 @@ def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "aut
     objective = recipe_of.objective()
     if encode:
         return torch.no_grad()(sae.encode)
+    ENTERED.enter_context(kept_memory(device))  # as the loop does
     return lambda x: one_step(training, objective, hardware, x, 1.0, 0.5)
 
 

@@ -23,6 +23,7 @@ from vsae.run import RUN, Run
 from vsae.training import guard
 from vsae.training.config import TrainConfig
 from vsae.training.heldout import Heldout, measure_each
+from vsae.training.memory import kept_memory
 from vsae.training.once import fit_once
 from vsae.training.progress import Display
 from vsae.training.student import Recipe, Shared, Student, failure, give_up
@@ -167,7 +168,7 @@ def _learn(source: Source, asked: list[Asked], val: Source | None, progress: boo
         display.say(f"{student.out} is given up: {error}")
         learning.remove(student)
 
-    with guard.Interruption() as interruption, display, ExitStack() as trackers:
+    with guard.Interruption() as interruption, display, kept_memory(device), ExitStack() as trackers:
         for student in students:
             trackers.enter_context(student.trackers)
             if student.training.step:
