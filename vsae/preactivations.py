@@ -88,7 +88,7 @@ class Affine(PreActivations):
         return ops.entries(self.x, self.weight, self.bias, indices, values)
 
     def rows(self, which: Tensor) -> "Affine":
-        return Affine(self.x[which], self.weight, self.bias)
+        return Affine(self.x[which], self.weight, self.bias, self.trust)
 
     def latents(self, which: Int[Tensor, "some"]) -> "Affine":
         return Affine(self.x, self.weight.index_select(0, which), self.bias.index_select(0, which))

@@ -66,7 +66,7 @@ class BatchTopK(Sparsifier):
 def mutual_choice(pre: PreActivations, k: int) -> Code:
     """The batch * k largest positive ones. Exact: rows are cut to their largest few first, and rows of which all of those were kept are looked at again, further down."""
     batch, n_latents = pre.shape
-    width = min(4 * checked_k(k, n_latents), n_latents)
+    width = min(3 * checked_k(k, n_latents), n_latents)
     with torch.no_grad():
         values, indices = pre.top(width)
         kept = largest(values, batch * k)
