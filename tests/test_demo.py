@@ -112,7 +112,7 @@ def test_other_settings_in_the_same_folder_are_one_sentence(made, capsys):
     with pytest.raises(SystemExit):
         cli.main(["demo", "--out", str(made), "--scenes", "241"])
     error = capsys.readouterr().err
-    assert "holds a demo with other settings" in error and error.count("\n") == 1
+    assert "holds another demo; what differs: latents, scenes, tokens" in error and error.count("\n") == 1
 
 
 def test_what_was_lost_is_made_again(made, tmp_path):

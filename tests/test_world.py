@@ -51,7 +51,10 @@ def test_once_more_does_nothing_again(made, capsys):
 def test_mistakes_are_sentences(made, capsys):
     for arguments, sentence in (
         (["eval", "all"], "give --world"),
-        (["eval", "all", "--out", str(made), "--world", "--scenes", "241"], "other settings"),
+        (
+            ["eval", "all", "--out", str(made), "--world", "--scenes", "241"],
+            "holds another world; what differs: latents, scenes, tokens",
+        ),
     ):
         with pytest.raises(SystemExit):
             cli.main(arguments)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vsae import jobs
+from vsae.held import hold_to
 
 
 class Training(NamedTuple):
@@ -53,7 +54,7 @@ def demo(job: jobs.Demo) -> None:
     from vsae.demo import page
 
     began, here = time.monotonic(), job.out
-    hold_to(here, job)
+    hold_to(here, "demo", {name: value for name, value in asdict(job).items() if name != "out"})
     say("1 of 5", f"{job.scenes:,} rendered scenes")
     scenes(here, job.scenes)
     say("2 of 5", "activations of the tiny ViT and the tiny CLIP on them")
@@ -70,22 +71,6 @@ def demo(job: jobs.Demo) -> None:
         f"\nafter {time.monotonic() - began:.0f} s on {os.cpu_count()} cores; the same command takes what is there and is quick\n"
     )
     print(f"open {index.resolve()}")
-
-
-def hold_to(here: Path, job: Any, what: str = "demo") -> None:
-    """Note the settings, or see that they are those noted. Raises ValueError."""
-    from vsae.files import read_json, write_json
-
-    wanted = {name: value for name, value in asdict(job).items() if name != "out"}
-    note = here / f"{what}.json"
-    if note.is_file():
-        if (noted := read_json(note)) != wanted:
-            raise ValueError(
-                f"{here} holds a {what} with other settings ({noted}): choose another --out, or remove it."
-            )
-    else:
-        here.mkdir(parents=True, exist_ok=True)
-        write_json(note, wanted)
 
 
 def scenes(here: Path, n: int) -> None:

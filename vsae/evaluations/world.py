@@ -8,14 +8,15 @@ Part of the roof, like `vsae.demo`, whose steps these are: what is done is not d
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vsae import audit_jobs, jobs
-from vsae.demo import BATCH, HELD_OUT, LR, PAIRS, VIT, hold_to, once, say
+from vsae.demo import BATCH, HELD_OUT, LR, PAIRS, VIT, once, say
 from vsae.evaluations import audits, masks, quality
 from vsae.files import read_json, write_json
+from vsae.held import hold_to
 from vsae.segmentation_jobs import EvalSegmentation
 from vsae.world_jobs import EvalAll
 
@@ -61,7 +62,7 @@ def everything(job: EvalAll) -> Path:
             "eval all knows the right answers of one place only: give --world, or name an evaluation (vsae eval --help)."
         )
     here = job.out
-    hold_to(here, job, "world")
+    hold_to(here, "world", {name: value for name, value in asdict(job).items() if name != "out"})
     say("1 of 4", f"{len(SETS)} sets of rendered scenes and the activations of tiny models on them")
     for name, (seed, knobs) in SETS.items():
         prepare(here, name, job.scenes if name == "train" else job.scenes // 2, seed, knobs)
