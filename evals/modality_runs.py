@@ -89,7 +89,7 @@ def evaluate(
             raise ValueError(
                 f"the store knows no token kind {' or '.join(wanted)}: it has {', '.join(site.kind_names)}."
             )
-        batches = site.sequential(batch_size, Select(kinds, part))
+        batches = site.sequential(batch_size, Select(kinds, part, each.skip))
         sides.append(side(each.sae, track(batches, ("images", "texts")[at], -(-site.n_rows // batch_size))))
     found = modality(*matched(*sides), rate=rate, alpha=alpha, resamples=resamples, seed=seed)
     write_result(
@@ -101,7 +101,7 @@ def evaluate(
             interval=found.shared.interval,
             n={"samples": found.samples, "latents": len(found.score)},
             seeds={"re-pairing and bootstrap over latents": seed},
-            splits={"report": Select(None, part).describe()},
+            splits={"report": Select(None, part, run.skip).describe()},
             normalisation=run.fingerprint["normalisation"]["mode"],
             token_kinds=[*image_kinds, *text_kinds],
             fingerprint={"sae": run.fingerprint, "stores": [site.fingerprint for site in sites]},

@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from evals import attributes, recovery_runs
 from vsae import cli
 from vsae.activations import ActivationStore
+from vsae.files import read_json
 from vsae.recipes import FIXED, RECIPES
 from vsae.run import Run
 from vsae.tables import read_origins
+
+from .evals.planted_store import store_of
 
 MODEL = shlex.split("--model.family vision --model.name vit_tiny_patch16_224 --model.no-pretrained --model.img-size 64")
 TRAINING = shlex.split("--sae.n-latents 64 --sae.k 4 --training.tokens 6000 --training.batch-size 256")
@@ -331,3 +334,34 @@ def test_help_is_quick_and_loads_no_large_library():
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.endswith("[]\n") and "extract" in said
+
+
+def test_first_tokens_left_out_of_a_training_are_left_out_wherever_its_run_goes(tmp_path, capsys):
+    """Documents whose first token is 300 times as long as the others, as a language model's attention sink is: with it, its direction is nearly all there is."""
+    rng = torch.Generator().manual_seed(0)
+    atoms = torch.linalg.qr(torch.randn(8, 8, generator=rng))[0]
+    x = atoms[torch.randint(0, 7, (300, 6), generator=rng)] + 0.02 * torch.randn(300, 6, 8, generator=rng)
+    x[:, 0] = 300 * atoms[7] * (1 + 0.1 * torch.randn(300, 1, generator=rng))
+    store = store_of(tmp_path / "store", {"layers.1": (x, [2] * 6)})
+    words = ["train", "--store", str(store.path), *shlex.split("--recipe topk --kinds text --val-share 0.3")]
+    words += shlex.split(
+        "--sae.n-latents 8 --sae.k 1 --training.tokens 12000 --training.batch-size 128 --training.lr 5e-3"
+    )
+    words += shlex.split("--training.tracker none")
+    others, lost = x[:, 1:].flatten(0, 1), []
+    for name, more in (("with", []), ("without", ["--skip", "1"])):
+        cli.main([*words, *more, "--out", str(tmp_path / name)])
+        run = Run.load(tmp_path / name)
+        assert run.meta["metrics"]["val"]["nmse"] < 0.1, (
+            "of all tokens: the loud direction hides that nothing else is learnt"
+        )
+        lost.append(float((others - run.sae(others).x_hat).square().sum() / (others - others.mean(0)).square().sum()))
+    assert run.skip == 1 and lost[1] < 0.1 and lost[0] > 0.9
+    cli.main(["eval", "reconstruction", str(tmp_path / "without"), str(store.path), "--kmeans", "4"])
+    result = read_json(tmp_path / "without/eval/reconstruction/result.json")
+    assert result["n"]["rows"] == 5 * result["n"]["samples"] and result["value"] < 0.1
+    assert result["splits"]["report"]["select"] == {"kinds": ["text"], "part": [0.7, 1.0], "skip": 1}
+    capsys.readouterr()
+    cli.main(["info", str(tmp_path / "without")])
+    assert "tokens: text, without the first 1 of each sample;" in capsys.readouterr().out
+    assert "skip is -2" in fails(capsys, *words, "--skip", "-2", "--out", tmp_path / "wrong")
