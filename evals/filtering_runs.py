@@ -66,10 +66,10 @@ def mixed(
     fit_image: list[np.ndarray] = []
     taken = 0
 
-    def middle(kind: str) -> Float[np.ndarray, "d_model"]:
+    def mean_of(kind: str) -> Float[np.ndarray, "d_model"]:
         return np.array(StoreSource(site, Select((kind,), skip=run.skip)).moments().mean)
 
-    centres = middle("image"), middle("text")
+    centres = mean_of("image"), mean_of("text")
     select = Select(("image", "text"), skip=run.skip)
     batches = track(site.sequential(batch_size, select), "score", -(-site.n_rows // batch_size))
     for batch in whole_samples(batches):
