@@ -121,7 +121,7 @@ def evaluate(
     concept = merged(codec.atoms, merge)
 
     def energies(site: SiteReader, name: str, part: tuple[float, float] = (0.0, 1.0)) -> Energies:
-        batches = track(site.sequential(batch_size, Select(kinds, part)), name, -(-site.n_rows // batch_size))
+        batches = track(site.sequential(batch_size, Select(kinds, part, run.skip)), name, -(-site.n_rows // batch_size))
         found = pool(codec, batches, how)  # type: ignore[arg-type]
         assert not isinstance(found.scores, np.ndarray)
         return Energies(by_concept(found.scores, concept), tuple(site.keys[at] for at in found.samples.tolist()))

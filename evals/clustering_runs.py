@@ -82,7 +82,7 @@ def evaluate(
     trained = run.fingerprint["select"]
     kinds = kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
     own = run.fingerprint["store"] == site.fingerprint["store"]
-    select = Select(kinds, (trained["part"][1] if own else 0.0, 1.0))
+    select = Select(kinds, (trained["part"][1] if own else 0.0, 1.0), run.skip)
     if select.part[0] == 1:
         raise ValueError(
             f"{run.path} was trained on all of {site.store.path}: give another store, or train with --val-share."

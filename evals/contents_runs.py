@@ -73,7 +73,7 @@ def evaluate(
             raise ValueError(
                 f"{run.path} was trained on all of {site.store.path}: give another store, or train with --val-share."
             )
-        select = Select(kinds, part)
+        select = Select(kinds, part, run.skip)
         splits[name] = select.describe()
         found = pool(codec, track(site.sequential(batch_size, select), name, -(-site.n_rows // batch_size)), "max")
         assert not isinstance(found.scores, np.ndarray)

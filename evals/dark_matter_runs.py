@@ -45,7 +45,7 @@ def evaluate(
     fingerprint.check(run.fingerprint, site.fingerprint)
     trained = run.fingerprint["select"]["kinds"]
     kinds = kinds or (tuple(trained) if trained else None)
-    fit, report = (Select(kinds, part) for part in parts([run, *others], site, site, None, None)[1:])
+    fit, report = (Select(kinds, part, run.skip) for part in parts([run, *others], site, site, None, None)[1:])
 
     def rows(select: Select, what: str) -> Iterable[Any]:
         return track(site.sequential(batch_size, select), what, -(-StoreSource(site, select).n_rows // batch_size))

@@ -114,7 +114,7 @@ def untrained_atoms(run: Run, site: SiteReader) -> Float[Tensor, "n d_model"]:
     }
     trained = run.fingerprint["select"]
     part = tuple(trained["part"]) if run.fingerprint["store"] == site.fingerprint["store"] else (0.0, 1.0)
-    source = StoreSource(site, Select(tuple(trained["kinds"]) if trained["kinds"] else None, part))
+    source = StoreSource(site, Select(tuple(trained["kinds"]) if trained["kinds"] else None, part, run.skip))
     return untrained(recipe_of(**fields), source, TrainConfig(**run.meta["config"])).atoms.detach()
 
 
@@ -190,13 +190,13 @@ def geometry_of(
     trained = run.fingerprint["select"]["kinds"]
     kinds = tuple(trained) if trained else None
     selection, report = parts([run], site, site, None, None)[1:]
-    source = StoreSource(site, Select(kinds, report))
+    source = StoreSource(site, Select(kinds, report, run.skip))
     sample = source.sample_rows(rows, seed)
     atoms = run.sae.atoms.detach()
     random = random_atoms(atoms.shape[0], atoms.shape[1], seed)
 
     def codes(what: str) -> Iterable[Any]:
-        batches = site.sequential(batch_size, Select(kinds, report))
+        batches = site.sequential(batch_size, Select(kinds, report, run.skip))
         for batch in track(batches, what, -(-source.n_rows // batch_size)):
             with torch.inference_mode():
                 yield run.sae.encode(batch.values.to(atoms))
@@ -209,7 +209,7 @@ def geometry_of(
     if attributes is not None:
         codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
         select, told = (
-            labelled(codec, site, attributes, Select(kinds, part), pooling, batch_size, track)
+            labelled(codec, site, attributes, Select(kinds, part, run.skip), pooling, batch_size, track)
             for part in (selection, report)
         )
         identified = identify(select, told, attributes.names, resamples=resamples, seed=seed)
@@ -232,7 +232,10 @@ def geometry_of(
             interval=None,
             n={"latents": len(atoms), "rows": found.together.rows, "rows compared with atoms": len(sample)},
             seeds={"random directions, rows and bootstrap": seed},
-            splits={"selection": Select(kinds, selection).describe(), "report": Select(kinds, report).describe()},
+            splits={
+                "selection": Select(kinds, selection, run.skip).describe(),
+                "report": Select(kinds, report, run.skip).describe(),
+            },
             normalisation=run.fingerprint["normalisation"]["mode"],
             token_kinds=list(kinds or site.kind_names),
             fingerprint={"sae": run.fingerprint, "store": site.fingerprint},

@@ -125,8 +125,8 @@ class Codes:
         low, high = self.select.part
         return {
             "splits": {
-                "explain": Select(self.select.kinds, (low, self.border)).describe(),
-                "ask": Select(self.select.kinds, (self.border, high)).describe(),
+                "explain": Select(self.select.kinds, (low, self.border), self.select.skip).describe(),
+                "ask": Select(self.select.kinds, (self.border, high), self.select.skip).describe(),
             },
             "normalisation": self.run.fingerprint["normalisation"]["mode"],
             "token_kinds": list(self.select.kinds or self.site.kind_names),
@@ -141,7 +141,7 @@ def read(run: Run, site: SiteReader, kinds: tuple[str, ...] | None, batch_size: 
     kinds = kinds or (tuple(trained) if trained else None)
     _, first, second = parts([run], site, site, None, None)
     codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
-    select = Select(kinds, (first[0], second[1]))
+    select = Select(kinds, (first[0], second[1]), run.skip)
     found = pool(codec, track(site.sequential(batch_size, select), "codes", -(-site.n_rows // batch_size)), "max")
     assert not isinstance(found.scores, np.ndarray)
     return Codes(run, site, codec, select, first[1], found.scores, found.samples, batch_size, track)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from evals.faithful_tasks import HeadTask, LanguageTask, MatchingTask, PaintingTask, Task, features_of
@@ -18,6 +18,7 @@ from vsae.activations.select import shares_of
 from vsae.run import Run
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+PAD = KINDS.index("pad")
 FIT_SHARE = 0.5
 """Of samples that no SAE was trained on."""
 
@@ -79,10 +80,11 @@ def activations(
     site: str,
     fit: Sequence[int],
     kinds: tuple[str, ...] | None,
+    skip: int,
     settings: Settings,
     track: Track,
 ) -> tuple[list[Batch], dict[int, Float[Tensor, "d_model"]], dict[str, Float[Tensor, "d"]]]:
-    """Of the fit part: rows of the token kinds, the mean of each, and what an image backbone gives of each sample (for a probe)."""
+    """Of the fit part: rows of the token kinds without the first `skip` of each sample, the mean of each, and what an image backbone gives of each sample (for a probe)."""
     rows, features = list[Batch](), dict[str, Tensor]()
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
@@ -94,9 +96,10 @@ def activations(
             continue
         batch = model.prepare(samples)
         found = model.activations(batch, [site])[site]
-        mask = found.kinds != KINDS.index("pad")
+        numbers = without_first(found.kinds, skip)
+        mask = numbers != PAD
         if wanted is not None:
-            mask &= torch.isin(found.kinds, torch.tensor(sorted(wanted), dtype=torch.uint8, device=found.kinds.device))
+            mask &= torch.isin(numbers, torch.tensor(sorted(wanted), dtype=torch.uint8, device=numbers.device))
         x, of = found.values[mask].float().cpu(), found.kinds[mask].cpu()
         n = len(x)
         rows.append(Batch(x, of, torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int32)))
@@ -109,6 +112,11 @@ def activations(
     if not sums:
         raise ValueError(f"no token of kind {', '.join(kinds or KINDS)} was read at {site}: choose other --kinds.")
     return rows, {kind: (total / counts[kind]).float() for kind, total in sums.items()}, features
+
+
+def without_first(kinds: UInt8[Tensor, "batch tokens"], skip: int) -> UInt8[Tensor, "batch tokens"]:
+    """The first `skip` tokens of each row that are no padding, made padding: neither read nor substituted."""
+    return kinds.masked_fill((kinds != PAD).cumsum(1) <= skip, PAD) if skip else kinds
 
 
 def number_of(kind: str) -> int:

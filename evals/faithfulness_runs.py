@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from evals import baselines
-from evals.faithful_data import NEEDS, Settings, Track, activations, batches, parts, task_of
+from evals.faithful_data import NEEDS, Settings, Track, activations, batches, parts, task_of, without_first
 from evals.faithful_tasks import Task
 from evals.faithfulness import MEAN, MODEL, ZERO, Faithful, Outcome, compare, join
 from evals.faithfulness_shown import draw
@@ -72,6 +72,16 @@ class Constant:
         return out
 
 
+class AfterFirst:
+    """An edit that leaves the first `skip` tokens of each sample alone, which the SAE was trained without."""
+
+    def __init__(self, edit: Substitute | Constant, skip: int) -> None:
+        self.edit, self.skip = edit, skip
+
+    def __call__(self, values: Float[Tensor, "batch tokens d_model"], kinds: UInt8[Tensor, "batch tokens"]) -> Tensor:
+        return self.edit(values, without_first(kinds, self.skip))
+
+
 def evaluate(run: Run, model: Any, data: Dataset, out: Path, settings: Settings, track: Track = NONE) -> Comparison:
     """Ask the model with and without substitutions; write result.json and faithfulness.png to `out`.
 
@@ -89,13 +99,13 @@ def evaluate(run: Run, model: Any, data: Dataset, out: Path, settings: Settings,
     kinds = settings.kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
     fit, report = parts(run, data, settings)
     with torch.no_grad():
-        rows, means, features = activations(model, data, site, fit, kinds, settings, track)
+        rows, means, features = activations(model, data, site, fit, kinds, run.skip, settings, track)
         task = task_of(model, data, site, fit, report, features, settings)
         pca = baselines.fit_pca(rows)
         k = max(1, min(round(run.meta["self_check"]["l0"]), pca.n_latents))
         codecs: dict[str, Codec] = {run.meta["recipe"]["name"]: run.sae, f"PCA {k}": pca.first(k)}
         wheres = {"": sorted(means)} | ({KINDS[kind]: [kind] for kind in sorted(means)} if len(means) > 1 else {})
-        edits = {where: edits_of(codecs, means, ids) for where, ids in wheres.items()}
+        edits = {where: edits_of(codecs, means, ids, run.skip) for where, ids in wheres.items()}
         found, units, samples, unreadable = asked(model, data, site, report, task, edits, settings, track)
     options: dict[str, Any] = {"resamples": settings.resamples, "seed": settings.seed}
     names = sorted(set(units))
@@ -117,14 +127,14 @@ def evaluate(run: Run, model: Any, data: Dataset, out: Path, settings: Settings,
     return comparison
 
 
-def edits_of(codecs: dict[str, Codec], means: dict[int, Tensor], ids: Sequence[int]) -> dict[str, Any]:
+def edits_of(codecs: dict[str, Codec], means: dict[int, Tensor], ids: Sequence[int], skip: int) -> dict[str, Any]:
     """What is put in, by name; None: nothing."""
-    return {
-        MODEL: None,
+    edits: dict[str, Substitute | Constant] = {
         **{name: Substitute(codec, ids) for name, codec in codecs.items()},
         MEAN: Constant({kind: means[kind] for kind in ids}),
         ZERO: Constant({kind: torch.zeros_like(means[kind]) for kind in ids}),
     }
+    return {MODEL: None, **{name: AfterFirst(edit, skip) for name, edit in edits.items()}}
 
 
 def asked(

@@ -27,7 +27,7 @@ from evals.filtering import Filter, SampleCodes, agreement, judge, sae_v
 from evals.mixed_codes import sample_codes
 from evals.pooling import pooled
 from evals.result import Result, write_result
-from vsae.activations import Select, fingerprint, whole_samples
+from vsae.activations import Select, StoreSource, fingerprint, whole_samples
 from vsae.activations.store import SiteReader
 from vsae.code import Code
 from vsae.files import write_json
@@ -65,8 +65,12 @@ def mixed(
     fit_codes: list[csr_array] = []
     fit_image: list[np.ndarray] = []
     taken = 0
-    centres = np.array(site.stats(["image"]).mean), np.array(site.stats(["text"]).mean)
-    select = Select(("image", "text"))
+
+    def mean_of(kind: str) -> Float[np.ndarray, "d_model"]:
+        return np.array(StoreSource(site, Select((kind,), skip=run.skip)).moments().mean)
+
+    centres = mean_of("image"), mean_of("text")
+    select = Select(("image", "text"), skip=run.skip)
     batches = track(site.sequential(batch_size, select), "score", -(-site.n_rows // batch_size))
     for batch in whole_samples(batches):
         code = run.sae.encode(batch.values.to(run.sae.atoms))

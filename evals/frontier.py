@@ -56,11 +56,11 @@ def evaluate(
         raise ValueError(
             f"{run.path} was trained on all of {site.store.path}: measure it on another store, or train with --val-share."
         )
-    report = Select(kinds, (border, 1.0) if own else (0.0, 1.0))
+    report = Select(kinds, (border, 1.0) if own else (0.0, 1.0), run.skip)
     fit = (
-        StoreSource(site, Select(kinds, (0.0, border)))
+        StoreSource(site, Select(kinds, (0.0, border), run.skip))
         if own
-        else StoreSource(fit_site, Select(kinds))
+        else StoreSource(fit_site, Select(kinds, skip=run.skip))
         if fit_site
         else None
     )

@@ -49,7 +49,7 @@ def read(
     kinds = kinds or (tuple(trained) if trained else None)
     codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
     identity = Directions(torch.eye(run.sae.d_model), torch.zeros(run.sae.d_model))
-    selects = [Select(kinds, part) for part in parts([run], site, site, None, None)[1:]]
+    selects = [Select(kinds, part, run.skip) for part in parts([run], site, site, None, None)[1:]]
     codes = [labelled(codec, site, attributes, select, pooling, batch_size, track) for select in selects]
     dense = [labelled(identity, site, attributes, select, "mean", batch_size, track, dense=True) for select in selects]
     return Read(

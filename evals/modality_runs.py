@@ -1,14 +1,21 @@
-"""`vsae eval modality`: which latents are of images, of texts, or of both, in a store whose samples have tokens of each; or of a run on two sites."""
+"""`vsae eval modality`: which latents are of images, of texts, or of both, in a store whose samples have tokens of each; or of a run on two sites.
+
+With another encoder's embeddings of the images and texts, also whether those that a latent likes are of one thing (evals.concept_similarity).
+"""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from rich.table import Table
 from scipy.sparse import csr_array, vstack
 
+from evals.concept_similarity import TOP, ConceptSimilarity, concept_similarity
+from evals.embedded import embedded
 from evals.figures import ACCENT, QUIET, save
 from evals.modality import ALPHA, KINDS, RATE, Modality, Side, modality
 from evals.reconstruction import Codec
@@ -45,14 +52,46 @@ def side(codec: Codec, batches: Iterable[Batch]) -> tuple[Side, np.ndarray]:
     ), np.concatenate(samples)
 
 
-def matched(first: tuple[Side, np.ndarray], second: tuple[Side, np.ndarray]) -> tuple[Side, Side]:
-    """Both sides of the samples that have both, in one order."""
+def matched(
+    first: tuple[Side, np.ndarray], second: tuple[Side, np.ndarray]
+) -> tuple[Side, Side, Int64[np.ndarray, "samples"]]:
+    """Both sides of the samples that have both, in one order, and which samples those are."""
     common = np.intersect1d(first[1], second[1])
     found = []
     for of, samples in (first, second):
         at = np.searchsorted(samples, common)
         found.append(Side(csr_array(of.total[at]), csr_array(of.fired[at]), of.tokens[at]))
-    return found[0], found[1]
+    return found[0], found[1], common
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What `evaluate` finds; `concepts` where there are embeddings."""
+
+    modality: Modality
+    concepts: ConceptSimilarity | None
+
+
+def alike(
+    sides: tuple[Side, Side],
+    rows: list[dict[str, Any]],
+    encoder: tuple[SiteReader, SiteReader],
+    top: int,
+    resamples: int,
+    seed: int,
+    batch_size: int,
+    track: Track,
+) -> ConceptSimilarity:
+    """Of the samples that the encoder's store has an image and a text of. A latent likes what it activates for most, on the mean over tokens."""
+    keys, place = [row["key"] for row in rows], {}
+    for at, site in enumerate(encoder):
+        own, x = embedded(site, keys, batch_size=batch_size, track=track)
+        place[at] = dict(zip(own.tolist(), x, strict=True))
+    both = np.array(sorted(place[0].keys() & place[1].keys()), np.int64)
+    embeddings = [np.stack([place[at][row] for row in both.tolist()]) for at in (0, 1)]
+    codes = [csr_array(side.total[both] / side.tokens[both, None]) for side in sides]
+    texts = [rows[at]["caption"] or rows[at]["key"] for at in both.tolist()]
+    return concept_similarity(*codes, *embeddings, said=texts, top=top, resamples=resamples, seed=seed)
 
 
 def evaluate(
@@ -62,15 +101,18 @@ def evaluate(
     *,
     image_kinds: tuple[str, ...] = IMAGE,
     text_kinds: tuple[str, ...] = TEXT,
+    encoder: tuple[SiteReader, SiteReader] | None = None,
+    top: int = TOP,
     rate: float = RATE,
     alpha: float = ALPHA,
     resamples: int = 200,
     seed: int = 0,
     batch_size: int = 4096,
     track: Track = lambda items, what, n: items,
-) -> Modality:
+) -> Shared:
     """Measure a run on a site whose samples have tokens of both kinds (given twice), or a run of two sites on each of them; write result.json and modality.png.
 
+    encoder: image and text embeddings of the same samples in one space, for Intra and Inter similarity by `top` images and texts a latent.
     Of a run's own training store only held-out samples are read. Raises ValueError.
     """
     paired = "joined" in run.fingerprint
@@ -89,9 +131,14 @@ def evaluate(
             raise ValueError(
                 f"the store knows no token kind {' or '.join(wanted)}: it has {', '.join(site.kind_names)}."
             )
-        batches = site.sequential(batch_size, Select(kinds, part))
+        batches = site.sequential(batch_size, Select(kinds, part, each.skip))
         sides.append(side(each.sae, track(batches, ("images", "texts")[at], -(-site.n_rows // batch_size))))
-    found = modality(*matched(*sides), rate=rate, alpha=alpha, resamples=resamples, seed=seed)
+    *pair, common = matched(*sides)
+    found = modality(*pair, rate=rate, alpha=alpha, resamples=resamples, seed=seed)
+    concepts = None
+    if encoder is not None:
+        rows = sites[0].samples.take(common).to_pylist()
+        concepts = alike((pair[0], pair[1]), rows, encoder, top, resamples, seed, batch_size, track)
     write_result(
         out,
         Result(
@@ -101,15 +148,25 @@ def evaluate(
             interval=found.shared.interval,
             n={"samples": found.samples, "latents": len(found.score)},
             seeds={"re-pairing and bootstrap over latents": seed},
-            splits={"report": Select(None, part).describe()},
+            splits={"report": Select(None, part, run.skip).describe()},
             normalisation=run.fingerprint["normalisation"]["mode"],
             token_kinds=[*image_kinds, *text_kinds],
             fingerprint={"sae": run.fingerprint, "stores": [site.fingerprint for site in sites]},
-            details={"modality": found, "rate": rate, "alpha": alpha},
+            details={"modality": found, "rate": rate, "alpha": alpha, "concepts": concepts},
         ),
     )
     draw(found, out / "modality.png")
-    return found
+    return Shared(found, concepts)
+
+
+def concept_table(found: ConceptSimilarity) -> Table:
+    shown = Table("similarity", "value", "95 % interval", "random lists")
+    for name in ("intra", "inter", "difference"):
+        each = getattr(found, name)
+        low_high = f"{each.interval[0]:.3f} to {each.interval[1]:.3f}" if each.interval else "-"
+        shown.add_row(name, f"{each.value:.3f}", low_high, f"{each.floor:.3f}")
+    shown.title = f"Images and texts of {len(found.latents):,} latents ({found.left_out:,} have too few)"
+    return shown
 
 
 def table(found: Modality) -> Table:

@@ -20,7 +20,7 @@ from evals.reconstruction import percentiles
 from evals.recovery_runs import Directions
 from evals.result import Estimate, Result, write_result
 from evals.sums import draws
-from vsae.activations import Select, fingerprint
+from vsae.activations import Select, StoreSource, fingerprint
 from vsae.activations.store import SiteReader
 from vsae.run import Run
 
@@ -68,14 +68,14 @@ def evaluate(
     part = (trained["part"][1], 1.0) if own else (0.0, 1.0)
     codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
     eye = torch.eye(run.sae.d_model)
-    neurons = Directions.both(eye, site.stats(kinds).mean.float())
+    neurons = Directions.both(eye, StoreSource(site, Select(kinds, skip=run.skip)).moments().mean.float())
 
     def read(of: Any, where: SiteReader, what: str, select: Select, how: Pool, dense: bool = False) -> Pooled:
         return pool(
             of, track(where.sequential(batch_size, select), what, -(-where.n_rows // batch_size)), how, dense=dense
         )
 
-    select = Select(kinds, part)
+    select = Select(kinds, part, run.skip)
     pooled = {
         "sae": read(codec, site, "codes", select, pooling),
         "neurons": read(neurons, site, "neurons", select, pooling, dense=True),

@@ -120,7 +120,7 @@ def evaluate(
     codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
 
     def read(part: tuple[float, float], what: str) -> Pooled:
-        select = Select(kinds, part)
+        select = Select(kinds, part, run.skip)
         return pool(codec, track(site.sequential(batch_size, select), what, -(-site.n_rows // batch_size)), pooling)
 
     codes = read(first, "codes")
@@ -160,8 +160,8 @@ def evaluate(
         tuple(lost),
         len(rows),
     )
-    splits = {"name": Select(kinds, first).describe()}
-    splits |= {"stand for": Select(kinds, second).describe()} if attributes else {}
+    splits = {"name": Select(kinds, first, run.skip).describe()}
+    splits |= {"stand for": Select(kinds, second, run.skip).describe()} if attributes else {}
     details = {"by": by, "template": template, "pooling": pooling, "least": least}
     write_result(out, to_result(found, run, site, encoder, splits, kinds, seed, details))
     write_names(found, out / "names.parquet")

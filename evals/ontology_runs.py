@@ -59,7 +59,7 @@ def ontology_of(
     if len(one) < 2:
         raise ValueError(f"{len(one)} samples have exactly one leaf of the hierarchy, and two or more are needed.")
     leaf = nodes[truth[one].argmax(1)]
-    selects = [Select(found.kinds, part) for part in parts([run], site, site, None, None)[1:]]
+    selects = [Select(found.kinds, part, run.skip) for part in parts([run], site, site, None, None)[1:]]
     pca = baselines.fit_pca(track(site.sequential(batch_size, selects[0]), "fit PCA", -(-site.n_rows // batch_size)))
     random = baselines_of(run, pca, seed)["random dictionary"]
     learnt_nothing = labelled(random, site, attributes, selects[1], pooling, batch_size, track).scores

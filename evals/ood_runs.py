@@ -31,7 +31,7 @@ from evals.pooling import BothSigns, pooled
 from evals.reconstruction import Codec
 from evals.recovery_runs import over
 from evals.result import Estimate, Result, write_result
-from vsae.activations import Select, fingerprint, whole_samples
+from vsae.activations import Select, StoreSource, fingerprint, whole_samples
 from vsae.activations.store import SiteReader
 from vsae.code import Code
 from vsae.run import Run
@@ -107,10 +107,10 @@ def evaluate(
         )
     selected = runs[0].fingerprint["select"]["kinds"]
     kinds = kinds or (tuple(selected) if selected else None)
-    mean = torch.as_tensor(train.stats(kinds).mean)
+    mean = torch.as_tensor(StoreSource(train, Select(kinds, skip=runs[0].skip)).moments().mean)
 
     def read(run: Run, site: SiteReader, what: str) -> Images:
-        batches = track(site.sequential(batch_size, Select(kinds)), what, -(-site.n_rows // batch_size))
+        batches = track(site.sequential(batch_size, Select(kinds, skip=run.skip)), what, -(-site.n_rows // batch_size))
         return images(run, site, batches, mean)
 
     scores, grouped, probes = list[Score](), None, list[shift.Probed]()

@@ -91,7 +91,7 @@ def evaluate(
     for run in runs:
         fingerprint.check(run.fingerprint, site.fingerprint)
     trained = runs[0].fingerprint["select"]["kinds"]
-    kinds = kinds or (tuple(trained) if trained else None)
+    kinds, skip = kinds or (tuple(trained) if trained else None), runs[0].skip
     fit, selection, report = parts(runs, site, fit_site, selection, report)
     table, hierarchy = attributes.with_parents(hierarchy or {}), hierarchy or {}
     how: Pool = "token" if table.positions is not None else pooling
@@ -99,7 +99,7 @@ def evaluate(
 
     def labelled(codec: Codec, part: Part, what: str) -> Labelled:
         nonlocal unlabelled
-        batches = track(site.sequential(batch_size, Select(kinds, part)), what, -(-site.n_rows // batch_size))
+        batches = track(site.sequential(batch_size, Select(kinds, part, skip)), what, -(-site.n_rows // batch_size))
         pooled = pool(codec, batches, how, dense=isinstance(codec, Directions))
         found, unknown = beside(pooled, site, table)
         unlabelled = max(unlabelled, unknown)
@@ -119,7 +119,7 @@ def evaluate(
 
     fit_from = fit_site or site
     pca = baselines.fit_pca(
-        track(fit_from.sequential(batch_size, Select(kinds, fit)), "fit PCA", -(-fit_from.n_rows // batch_size))
+        track(fit_from.sequential(batch_size, Select(kinds, fit, skip)), "fit PCA", -(-fit_from.n_rows // batch_size))
     )
     codecs = baselines_of(runs[0], pca, seed)
     tickets, methods = codecs["PCA"].n_latents, []
@@ -140,7 +140,7 @@ def evaluate(
         over_baselines(methods),
         over_seeds(methods),
         {
-            name: where.fingerprint | {"select": Select(kinds, part).describe()}
+            name: where.fingerprint | {"select": Select(kinds, part, skip).describe()}
             for name, (where, part) in described.items()
         },
         unlabelled,

@@ -112,7 +112,7 @@ def evaluate(
 
     def patches(codec: Codec, at: int, what: str) -> Patches:
         site, part = (fit, report)[at], parts[at]
-        batches = track(site.sequential(batch_size, Select(PATCH, part)), what, -(-site.n_rows // batch_size))
+        batches = track(site.sequential(batch_size, Select(PATCH, part, run.skip)), what, -(-site.n_rows // batch_size))
         found = pool(codec, batches, "token")
         assert found.positions is not None and not isinstance(found.scores, np.ndarray)
         labels = masks[at].rows(found.samples, found.positions)
@@ -141,7 +141,7 @@ def evaluate(
         audit,
         names,
         {
-            name: site.fingerprint | {"select": Select(PATCH, part).describe()}
+            name: site.fingerprint | {"select": Select(PATCH, part, run.skip).describe()}
             for name, site, part in zip(("fit", "report"), (fit, report), parts, strict=True)
         },
         masks[0].without + (masks[1].without if fit.store.digest != report.store.digest else 0),
@@ -175,7 +175,7 @@ def codecs(
     run: Run, fit: SiteReader, part: Part, own: str, dense: int, seed: int, batch_size: int, track: Track
 ) -> dict[str, Codec]:
     """The run and its baselines."""
-    select, n = Select(PATCH, part), run.sae.n_latents
+    select, n = Select(PATCH, part, run.skip), run.sae.n_latents
     source = StoreSource(fit, select)
     pca = baselines.fit_pca(track(fit.sequential(batch_size, select), "fit PCA", -(-fit.n_rows // batch_size)))
     rows = source.sample_rows(min(max(FIT_ROWS, n), source.n_rows), seed).float()

@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from evals import attributes, recovery_runs
 from vsae import cli
 from vsae.activations import ActivationStore
+from vsae.files import read_json
 from vsae.recipes import FIXED, RECIPES
 from vsae.run import Run
 from vsae.tables import read_origins
+
+from .evals.planted_store import store_of
 
 MODEL = shlex.split("--model.family vision --model.name vit_tiny_patch16_224 --model.no-pretrained --model.img-size 64")
 TRAINING = shlex.split("--sae.n-latents 64 --sae.k 4 --training.tokens 6000 --training.batch-size 256")
@@ -331,3 +334,78 @@ def test_help_is_quick_and_loads_no_large_library():
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.endswith("[]\n") and "extract" in said
+
+
+def test_first_tokens_left_out_of_a_training_are_left_out_wherever_its_run_goes(tmp_path, capsys):
+    """Documents whose first token is 300 times as long as the others, as a language model's attention sink is: with it, its direction is nearly all there is."""
+    rng = torch.Generator().manual_seed(0)
+    atoms = torch.linalg.qr(torch.randn(8, 8, generator=rng))[0]
+    x = atoms[torch.randint(0, 7, (300, 6), generator=rng)] + 0.02 * torch.randn(300, 6, 8, generator=rng)
+    x[:, 0] = 300 * atoms[7] * (1 + 0.1 * torch.randn(300, 1, generator=rng))
+    store = store_of(tmp_path / "store", {"layers.1": (x, [2] * 6)})
+    words = ["train", "--store", str(store.path), *shlex.split("--recipe topk --kinds text --val-share 0.3")]
+    words += shlex.split(
+        "--sae.n-latents 8 --sae.k 1 --training.tokens 12000 --training.batch-size 128 --training.lr 5e-3"
+    )
+    words += shlex.split("--training.tracker none")
+    others, lost = x[:, 1:].flatten(0, 1), []
+    for name, more in (("with", []), ("without", ["--skip", "1"])):
+        cli.main([*words, *more, "--out", str(tmp_path / name)])
+        run = Run.load(tmp_path / name)
+        assert run.meta["metrics"]["val"]["nmse"] < 0.1, (
+            "of all tokens: the loud direction hides that nothing else is learnt"
+        )
+        lost.append(float((others - run.sae(others).x_hat).square().sum() / (others - others.mean(0)).square().sum()))
+    assert run.skip == 1 and lost[1] < 0.1 and lost[0] > 0.9
+    cli.main(["eval", "reconstruction", str(tmp_path / "without"), str(store.path), "--kmeans", "4"])
+    result = read_json(tmp_path / "without/eval/reconstruction/result.json")
+    assert result["n"]["rows"] == 5 * result["n"]["samples"] and result["value"] < 0.1
+    assert result["splits"]["report"]["select"] == {"kinds": ["text"], "part": [0.7, 1.0], "skip": 1}
+    capsys.readouterr()
+    cli.main(["info", str(tmp_path / "without")])
+    assert "tokens: text, without the first 1 of each sample;" in capsys.readouterr().out
+    assert "skip is -2" in fails(capsys, *words, "--skip", "-2", "--out", tmp_path / "wrong")
+
+
+def test_pairs_of_two_widths_to_one_code(tmp_path, capsys):
+    """Images in 16 dimensions and texts in 10, of the same concepts: aligned, coded by one encoder, and each side readable alone."""
+    rng = torch.Generator().manual_seed(0)
+    which = torch.rand(1000, 12, generator=rng).topk(2).indices
+    image, text = (
+        torch.randn(12, d, generator=rng)[which].sum(1) + 0.05 * torch.randn(1000, d, generator=rng) for d in (16, 10)
+    )
+    sites = {"image_embedding": (image[:, None], [1]), "text_embedding": (text[:, None], [2])}
+    store = store_of(tmp_path / "store", sites, size=500)
+    words = ["train", "--store", str(store.path), "--site", "image_embedding+text_embedding", "--recipe", "vl_sae"]
+    words += shlex.split(
+        "--sae.n-latents 24 --sae.k 3 --sae.align-epochs 30 --sae.align-batch-size 256 --sae.align-lr 1e-2"
+    )
+    words += shlex.split(
+        "--val-share 0.2 --training.epochs 6 --training.batch-size 128 --training.lr 3e-3 --training.tracker none"
+    )
+    cli.main([*words, "--out", str(tmp_path / "run")])
+    run = Run.load(tmp_path / "run")
+    assert run.meta["recipe"]["fields"]["columns"] == [16, 10] and run.fingerprint["columns"] == [16, 10]
+    assert run.meta["metrics"]["val"]["nmse"] < 0.7 and run.sae.capabilities.modalities == 2
+    codes = [run.side(side).sae.encode(rows).dense(24) != 0 for side, rows in enumerate((image, text))]
+    shared = (codes[0] & codes[1]).sum(1) / (codes[0] | codes[1]).sum(1)
+    others = (codes[0] & codes[1].roll(1, 0)).sum(1) / (codes[0] | codes[1].roll(1, 0)).sum(1)
+    assert shared.mean() > others.mean() + 0.2
+    assert [run.side(side).sae.atoms.shape[1] for side in (0, 1)] == [16, 10]
+    cli.main(["eval", "modality", str(tmp_path / "run"), str(store.path)])
+    found = read_json(tmp_path / "run/eval/modality/result.json")
+    assert found["value"] > 0.3 > found["floor"] and found["n"]["samples"] < 400
+    capsys.readouterr()
+    wrong = [*words, "--sae.columns", "13", "13", "--out", tmp_path / "wrong"]
+    assert "columns are (13, 13), but the sites that are read together are (16, 10) wide" in fails(capsys, *wrong)
+
+
+def test_stability_of_runs_from_another_library_is_refused(home, tmp_path, capsys):
+    """Its untrained floor needs to know how a run was started, which no other library's files say."""
+    cli.main(["convert", str(home / "run"), str(tmp_path / "theirs"), "--to", "sparsify"])
+    for name in ("a", "b"):
+        told = ["--store", str(home / "store"), "--site", "blocks.1"]
+        cli.main(["convert", str(tmp_path / "theirs"), str(tmp_path / name), *told])
+    for runs in ((tmp_path / "a", tmp_path / "b"), (home / "run", tmp_path / "b")):
+        error = fails(capsys, "eval", "stability", *runs, home / "store")
+        assert "comes from another library, which does not say how to start it anew" in error

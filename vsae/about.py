@@ -58,6 +58,8 @@ def lines(opened: Run) -> list[str]:
         return [f"read from {imported['format']}'s files ({files}); its self-check has {rows}", *imported["notes"]]
     fields = ", ".join(f"{name} {value}" for name, value in meta["recipe"]["fields"].items())
     kinds = ", ".join(fingerprint.get("select", {}).get("kinds") or ["all kinds"])
+    if skip := fingerprint.get("select", {}).get("skip"):
+        kinds += f", without the first {skip} of each sample"
     return [
         f"recipe: {meta['recipe']['name']} ({fields})",
         f"trained on {short(fingerprint)}; tokens: {kinds}; {meta['training']['tokens']:,} of them in {meta['training']['steps']:,} steps",

@@ -2,14 +2,21 @@
 
     u_j - b_enc_j = sum over heads h of  (x - b_dec)[h] . W_enc[h, j]        x[h]: the slice of head h
     x_t[h]        = sum over tokens s of A[h, t, s] v_s[h]                   A: the head's attention pattern, v_s[h]: its values
+    v_s[h]        = V[h]' (sum over upstream latents i of f_i D_i + rest) / n_s      n_s: the layer norm's scale at s, frozen as the pattern is
+
+A head's features are the latents with the largest share of their atom in its slice; it is polysemantic where more than one group of them has nothing to do
+with the others. The paper's authors judged that by reading; here latents are related whose slices have a larger |cosine| than a threshold (ours), directly or
+through others.
 
 For SAEs at an attention output with heads concatenated (`modalities` sites of that kind), where d_model = heads * head size.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from vsae.code import Code
 from vsae.sae import SAE, require
 
 
@@ -63,3 +70,60 @@ def source_contributions(
         )
     weight = sae.linear.weight.view(-1, heads, size)[indices]
     return torch.einsum("hrs,hsd,rkhd->rkhs", pattern.to(weight), values.to(weight), weight)
+
+
+@torch.no_grad()
+def head_latents(
+    sae: SAE, heads: int, top: int = 10, live: Bool[Tensor, "n_latents"] | None = None
+) -> Int[Tensor, "heads top"]:
+    """The latents that each head's output is most of, by `head_weights`, largest first; of the `live` ones where they are told. Raises ValueError as it does."""
+    weights = head_weights(sae, heads)
+    if live is not None:
+        weights = weights.masked_fill(~live.to(weights.device)[:, None], -1.0)
+    return weights.topk(min(top, sae.n_latents if live is None else int(live.sum())), dim=0).indices.T
+
+
+@torch.no_grad()
+def polysemanticity(
+    sae: SAE, heads: int, top: int = 10, cosine: float = 0.5, live: Bool[Tensor, "n_latents"] | None = None
+) -> Int[Tensor, "heads"]:
+    """How many groups of unrelated latents each head's `top` are: 1 for a head of one feature, `top` where each is a feature of its own.
+
+    What random directions have, at the same head size, is the most that says nothing: a head is monosemantic below it only. Raises ValueError as
+    `head_weights` does.
+    """
+    latents, size = head_latents(sae, heads, top, live), slices(sae, heads)
+    slice_of = torch.nn.functional.normalize(sae.atoms.view(sae.n_latents, heads, size).transpose(0, 1), dim=2)
+    found = []
+    for head, mine in enumerate(latents):
+        near = (slice_of[head, mine] @ slice_of[head, mine].T).abs() > cosine
+        found.append(connected_components(near.cpu().numpy(), directed=False)[0])
+    return torch.tensor(found)
+
+
+@torch.no_grad()
+def upstream_contributions(
+    sae: SAE,
+    pattern: Float[Tensor, "heads rows tokens"],
+    value: Float[Tensor, "heads d_residual d_head"],
+    atoms: Float[Tensor, "n_upstream d_residual"],
+    code: Code,
+    indices: Int[Tensor, "rows k"],
+    scale: Float[Tensor, "tokens"] | None = None,
+) -> Float[Tensor, "rows k tokens k_upstream"]:
+    """Each upstream latent's part of the pre-activations, through every token and head: one step of recursive attribution, with frozen patterns.
+
+    value: each head's value weights, which take the layer's normed input; a norm's gain folded in. atoms, code: of an SAE of that layer's input,
+    `code` of its tokens. scale: what the norm divides each token by. What the upstream SAE does not explain, and biases, are left out. Raises as
+    `source_contributions` does.
+    """
+    written = code.values[..., None] * atoms[code.indices]
+    if scale is not None:
+        written = written / scale[:, None, None]
+    values = torch.einsum("sid,hde->hsie", written, value.to(written))
+    if slices(sae, len(value)) != value.shape[2]:
+        raise ValueError(
+            f"values are {len(value)} heads of {value.shape[2]}, which is not what this SAE's {sae.d_model} dimensions are."
+        )
+    weight = sae.linear.weight.view(-1, len(value), value.shape[2])[indices]
+    return torch.einsum("hrs,hsie,rjhe->rjsi", pattern.to(weight), values.to(weight), weight)

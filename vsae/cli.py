@@ -164,7 +164,9 @@ def train(job: Any) -> "Run | dict[Path, Run | Failed]":
     sites = [store.site(name) for name in (job.site.split("+") if job.site else [None])]
 
     def part(start: float, stop: float) -> "Source":
-        sources = [StoreSource(site, Select(job.kinds, (start, stop)), pool_rows=job.pool_rows) for site in sites]
+        sources = [
+            StoreSource(site, Select(job.kinds, (start, stop), job.skip), pool_rows=job.pool_rows) for site in sites
+        ]
         return sources[0] if len(sources) == 1 else JoinedSource(*sources)
 
     return fit(job, part(0.0, border), part(border, 1.0) if job.val_share else None)
@@ -207,7 +209,7 @@ def explore(job: jobs.Explore) -> Path:
         title=about.title(run),
         about=about.lines(run),
         facts=[report.Fact(*fact) for fact in about.facts(run)],
-        select=Select(tuple(trained) if trained else None),
+        select=Select(tuple(trained) if trained else None, skip=run.skip),
         plan=Plan(top=job.top, random=job.random),
         latents=job.latents,
         thumbnail=job.thumbnail,

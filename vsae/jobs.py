@@ -132,6 +132,9 @@ class Train:
     """Which method; its own options are those that start with --sae."""
     kinds: tuple[str, ...] | None = None
     """Token kinds to train on, such as patch. All but padding when left out."""
+    skip: int = 0
+    """Leave out the first so many tokens of every sample, here and in every evaluation of the run. 1 for language models, whose first token has a norm that
+    takes over a dictionary; where a mark begins each text, --kinds text leaves that one out, too. Packed texts (sequence=pack) have it elsewhere."""
     val_share: float = 0.05
     """Share of the samples held out, by a hash of their keys."""
     pool_rows: int = 131_072

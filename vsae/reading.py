@@ -96,7 +96,7 @@ def streamed(job: Any) -> "Source":
     model, data, chunks = reading(spec)
     site = job.site or spec.sites[0]
     path, side = split_site(site)
-    select, known = Select(job.kinds), identities(model)
+    select, known = Select(job.kinds, skip=job.skip), identities(model)
     name, slash, own = path.partition("/")
     provenance = known["model"]
     if slash and name in known.get("more", {}):

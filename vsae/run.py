@@ -74,6 +74,11 @@ class Run:
         """What the SAE was trained on; see vsae.activations.fingerprint."""
         return self.meta["fingerprint"]
 
+    @property
+    def skip(self) -> int:
+        """How many tokens at the beginning of each sample it was trained without: evaluations leave them out, too. See `Select.skip`."""
+        return self.fingerprint.get("select", {}).get("skip", 0)
+
     def side(self, number: int) -> "Run":
         """The run of one modality of a paired one, 0 or 1, or of the activations that were read with gradients, 0. Raises ValueError for a run that needs all of its sites at once."""
         from vsae.gradient import GradientSAE

@@ -192,6 +192,12 @@ class EvalModality:
     """Token kinds of images; of a run on one site."""
     text_kinds: tuple[str, ...] = ("text",)
     """Token kinds of texts."""
+    encoder: Path | None = None
+    """Store of the same images and texts by an encoder that puts both into one space, such as a CLIP: are the images and texts of a latent alike?"""
+    encoder_sites: tuple[str, str] = ("image_embedding", "text_embedding")
+    """Its sites of images and of texts."""
+    top: int = 10
+    """Images and texts a latent that are compared by the encoder."""
     rate: float = 1e-4
     """A latent is of a modality when it fires on more than this share of its tokens."""
     alpha: float = 0.05

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csc_array
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from evals import permutation
 from evals.blindspots import (
@@ -91,6 +91,17 @@ def test_the_sum_of_tokens_crosses_the_thresholds_in_the_null_and_the_null_says_
     quiet = null(csc_array(real), **options)
     assert not quiet.crosses and quiet.found == 0.0
     assert 0.2 < quiet.correlation < 0.8  # one third of the real images is in both differences
+
+
+def test_halves_of_the_same_images_move_delta_by_noise_alone_and_the_more_the_smaller_the_temperature():
+    """spec/papers.md section 0: 200 images a half, 60 concepts; about .34 to .70 at T = 1 and .16 to .90 at T = .4. The range of the logits grows as 1 / T."""
+    real = csc_array(codes(400, 8, size=4.0))
+    ranges = {t: null(real, temperature=t, least_change=0.1, splits=5).delta_range for t in (1.0, 0.4, 0.1)}
+    assert 0.28 < ranges[1.0][0] < 0.42 and 0.58 < ranges[1.0][1] < 0.72
+    assert 0.1 < ranges[0.4][0] < 0.28 and 0.72 < ranges[0.4][1] < 0.9
+    for t in (0.4, 0.1):
+        np.testing.assert_allclose(t * logit(ranges[t]), logit(ranges[1.0]), rtol=1e-9)
+    assert ranges[0.1][0] < 0.1 and null(real, temperature=0.1, least_change=0.1, splits=5).crosses
 
 
 def test_the_size_a_concept_needs_to_be_suppressed():

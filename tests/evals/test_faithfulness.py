@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import modalities
+from evals.faithful_data import without_first
 from evals.faithful_tasks import MatchingTask, PaintingTask, divergence
 from evals.faithfulness import MEAN, MODEL, ZERO, Outcome, compare
-from evals.faithfulness_runs import Settings, evaluate
+from evals.faithfulness_runs import AfterFirst, Constant, Settings, evaluate
 from modalities import microworld
 from modalities.data import open_dataset
 from vsae import cli
@@ -231,3 +232,14 @@ def test_the_command_finds_the_model_and_says_what_is_wrong(scenes, tmp_path, ca
         evaluate(
             Run.load(tmp_path / "run"), model, open_dataset(scenes), tmp_path / "x", Settings(head="own", fit_samples=8)
         )
+
+
+def test_tokens_that_the_sae_was_trained_without_are_neither_counted_nor_substituted():
+    """With skip 1 the first token of each row that is no padding stays as the model made it."""
+    kinds = torch.tensor([[6, 5, 4, 4], [5, 4, 4, 6]], dtype=torch.uint8)  # KINDS: 4 text, 5 special, 6 pad
+    values = torch.arange(8.0).view(2, 4, 1).expand(2, 4, 3) + 1
+    assert without_first(kinds, 0) is kinds
+    assert without_first(kinds, 2).tolist() == [[6, 6, 6, 4], [6, 6, 4, 6]]
+    zero = Constant({4: torch.zeros(3), 5: torch.zeros(3)})
+    assert AfterFirst(zero, 0)(values, kinds)[..., 0].tolist() == [[1, 0, 0, 0], [0, 0, 0, 8]]
+    assert AfterFirst(zero, 1)(values, kinds)[..., 0].tolist() == [[1, 2, 0, 0], [5, 0, 0, 8]]

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from evals.geometry import plausibility, random_atoms, shape, together
+from evals.matching import match
 from evals.monosemanticity import scores
 from evals.stability import stability
+from vsae.archetypal import RelaxedArchetypal
 from vsae.code import Code
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +52,11 @@ def test_ood_of_rows_of_the_data_is_0_and_of_their_opposites_2():
     rows = random_atoms(30, 8, 1)
     assert shape(rows[:9], rows).ood == pytest.approx(0, abs=1e-12)
     assert shape(torch.cat([-rows[:1], -2 * rows[:1]]), rows[:1]).ood == pytest.approx(2)
+
+
+def test_ood_of_random_atoms_is_what_the_notes_say():
+    """spec/papers.md section 6: .14 in eight dimensions, where a nearest point is never far."""
+    assert shape(random_atoms(50, 8, 0), random_atoms(500, 8, 1)).ood == pytest.approx(0.14, abs=0.01)
 
 
 def test_plausibility_of_contained_and_of_orthogonal_directions():
@@ -112,6 +119,38 @@ def test_random_dictionaries_have_no_excess_over_random_ones():
         [random_atoms(60, 16, seed) for seed in range(4)], [random_atoms(60, 16, 10 + seed) for seed in range(4)]
     )
     assert abs(found.excess) < 0.05 and found.pairs == 6 and found.stability.interval is not None
+
+
+@pytest.mark.parametrize(("n", "d", "known"), [(40, 64, 0.244), (256, 64, 0.326), (2000, 768, 0.119)])
+def test_random_dictionaries_match_as_well_as_the_notes_say(n, d, known):
+    """spec/papers.md section 0: the floor of a Hungarian cosine, which rises with the atoms and falls with the dimensions."""
+    assert match(random_atoms(n, d, 0), random_atoms(n, d, 1)).matched == pytest.approx(known, abs=0.012)
+
+
+def archetypal(anchors, weights):
+    return RelaxedArchetypal(anchors, weights, 0.0)().detach()
+
+
+def test_untrained_archetypal_dictionaries_on_the_same_anchors_are_one_and_that_is_said():
+    """The published start W = eye(k, n'): before any training, two runs that "alter only the seed" agree to the last digit (spec/papers.md sections 0 and 6)."""
+    C = random_atoms(200, 64, 0)
+    untrained = [archetypal(C, torch.eye(40, 200, dtype=torch.float64)) for _ in range(2)]
+    assert stability(untrained, [random_atoms(40, 64, seed) for seed in (1, 2)]).stability.value == pytest.approx(1)
+    found = stability([random_atoms(40, 64, seed) for seed in (1, 2)], untrained)
+    assert found.shared_start and found.stability.floor == pytest.approx(1) and found.excess is None
+
+
+def test_the_unmatched_mean_is_the_wrong_floor():
+    """Dense mixtures of the same anchors with a mean, drawn independently: nothing is learnt, and held against the unmatched mean much would seem so."""
+    C = random_atoms(200, 64, 0) + 1
+
+    def mixture(seed):
+        W = torch.rand(40, 200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return archetypal(C, W / W.sum(1, keepdim=True))
+
+    found = stability([mixture(seed) for seed in range(4)], [mixture(10 + seed) for seed in range(4)])
+    assert found.stability.value > 0.996 and found.unmatched > 0.993 and not found.shared_start
+    assert abs(found.excess) < 0.1 < (found.stability.value - found.unmatched) / (1 - found.unmatched)
 
 
 def test_collapsed_dictionaries_agree_and_have_no_excess_all_the_same():

@@ -7,9 +7,12 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
+from evals.concept_similarity import concept_similarity
 from evals.modality import KINDS as NAMES
 from evals.modality import Side, modality
 from evals.modality_runs import evaluate, table
+from vsae import cli
+from vsae.run import save_run
 
 from .planted_store import run_of, store_of
 
@@ -68,8 +71,8 @@ def test_a_mixed_store_to_result_and_figure(tmp_path):
         values[i, :2, shared] = values[i, 2, picture] = values[i, 3, shared] = values[i, 4, word] = 1 + rng.random()
     site = store_of(tmp_path / "store", {"layer": (values, [1, 1, 1, 2, 2])}).site()
     run = run_of(tmp_path / "run", site, torch.eye(12))
-    found = evaluate(run, (site, site), tmp_path / "out", batch_size=64, resamples=20)
-    again = evaluate(run, (site, site), tmp_path / "again", batch_size=1000, resamples=20)
+    found = evaluate(run, (site, site), tmp_path / "out", batch_size=64, resamples=20).modality
+    again = evaluate(run, (site, site), tmp_path / "again", batch_size=1000, resamples=20).modality
     np.testing.assert_allclose(found.score, again.score)
     assert found.counts == {"dead": 0, "image only": 4, "text only": 4, "unrelated": 0, "shared": 4}
     written = json.loads((tmp_path / "out/result.json").read_text())
@@ -77,3 +80,40 @@ def test_a_mixed_store_to_result_and_figure(tmp_path):
     assert (tmp_path / "out/modality.png").read_bytes().startswith(b"\x89PNG") and table(found).row_count == 5
     with pytest.raises(ValueError, match="no token kind sound"):
         evaluate(run, (site, site), tmp_path / "out", text_kinds=("sound",))
+
+
+def test_latents_whose_images_and_texts_an_encoder_finds_alike_and_the_command(tmp_path, capsys):
+    """Four shared latents, of the concept of the sample, and four of which the image side is of it and the text side of another one."""
+    rng = np.random.default_rng(0)
+    concept, noise = np.arange(240) % 4, lambda *shape: 0.01 * rng.standard_normal(shape)
+    sites = {}
+    for name, said in (("image", concept), ("text", (concept + 1) % 4)):
+        x = np.concatenate([np.eye(4)[concept], 1.5 * np.eye(4)[said]], 1) * rng.uniform(1, 2, (240, 1))
+        sites[name] = torch.from_numpy(x + noise(240, 8))[:, None]
+    joined = torch.cat([sites["image"], sites["text"]], 1)
+    store = store_of(tmp_path / "store", {"layer": (joined, [1, 2])})
+    embedding = torch.from_numpy(np.eye(4)[concept] + noise(240, 4))[:, None]
+    encoder = store_of(
+        tmp_path / "clip", {"image_embedding": (embedding, [1]), "text_embedding": (embedding, [2])}, weights="clip"
+    )
+    run = run_of(tmp_path / "run", store.site(), torch.eye(8), k=2)
+    both = encoder.site("image_embedding"), encoder.site("text_embedding")
+    found = evaluate(run, (store.site(), store.site()), tmp_path / "out", encoder=both, resamples=20, batch_size=64)
+    whole = found.concepts
+    assert whole.latents.tolist() == list(range(8)) and whole.intra.value == pytest.approx(0.5, abs=0.01)
+    first = concept_similarity(
+        *(csr_array(sites[name][:, 0, :4].abs().numpy() * (sites[name][:, 0, :4].numpy() > 0.5)) for name in sites),
+        *(embedding[:, 0].numpy() for _ in range(2)), resamples=0,
+    )  # fmt: skip
+    assert first.intra.value == pytest.approx(1, abs=0.01) and first.inter.value == pytest.approx(0, abs=0.02)
+    written = json.loads((tmp_path / "out/result.json").read_text())["details"]["concepts"]
+    assert written["intra"]["value"] == whole.intra.value and written["difference"]["floor"] == 0
+    (tmp_path / "run").mkdir()
+    save_run(tmp_path / "run", run.sae, store.site().read(0, 64).values, run.meta)
+    told = ["eval", "modality", str(tmp_path / "run"), str(store.path), "--encoder", str(encoder.path), "--top", "8"]
+    cli.main([*told, "--resamples", "20"])
+    said = capsys.readouterr().out
+    assert "Images and texts of 8 latents (0 have too few)" in said and "difference" in said
+    with pytest.raises(SystemExit):
+        cli.main([*told[:-1], "61"])
+    assert "0 latents are activated by 61 images" in capsys.readouterr().err

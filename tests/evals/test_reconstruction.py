@@ -87,6 +87,19 @@ def test_numbers_one_can_check_by_hand():
     assert (total.n_rows, total.n_samples) == (4, 4)
 
 
+@pytest.mark.parametrize("spread", [1.0, 10.0])
+def test_a_mean_away_from_zero_does_not_pass_for_variance_explained(spread):
+    """N(3, spread) in 64 dimensions, half of every deviation reconstructed: R2 is .75. Squares in place of squared means gave .97, and 1.44 at 10 (SAEBench 0.6.0)."""
+    data = 3 + spread * torch.randn(2000, 64, dtype=torch.float64)
+    answers = data - 0.5 * (data - data.mean(0))
+    total = measure(Fixed(data[:200], answers[:200], torch.zeros(64).double()), batches(data[:200]), KINDS).total
+    about = data[:200] - data[:200].mean(0)
+    assert total.r2.value == pytest.approx(
+        1 - float((0.5 * (data[:200] - data.mean(0))).square().sum() / about.square().sum())
+    )
+    assert total.r2.value == pytest.approx(0.75, abs=0.01) and total.nmse.value == pytest.approx(1 - total.r2.value)
+
+
 def test_equals_the_blackboard_and_ignores_how_rows_are_batched(data):
     answers = data + torch.randn_like(data)
     kinds = torch.arange(120) % 3

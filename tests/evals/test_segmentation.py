@@ -64,8 +64,21 @@ def test_a_binary_latent_has_its_closed_form():
     found = fit_probes(csc_array(z[:, None]), labels, 2)
     for c in (0, 1):
         on, off = (labels[z == 1] == c).mean(), (labels[z == 0] == c).mean()
-        assert found.bias[0, c] == pytest.approx(logit(off), abs=1e-5)
-        assert found.weight[0, c] == pytest.approx(logit(on) - logit(off), abs=1e-5)
+        assert found.bias[0, c] == pytest.approx(logit(off), abs=1e-6)
+        assert found.weight[0, c] == pytest.approx(logit(on) - logit(off), abs=1e-6)
+
+
+def test_probe_r_is_the_ratio_of_means_and_the_mean_of_ratios_beside_it():
+    """One latent that is class a (50 %), and says of b (40 %) and c (10 %) only that they are not it: losses in closed form, and the two definitions differ."""
+    labels = np.repeat([0, 1, 2], [500, 400, 100])
+    codes = csc_array((labels == 0).astype(float)[:, None])
+    found = align(codes, labels, codes, labels, ("a", "b", "c"))
+    H = lambda p: -p * np.log(p) - (1 - p) * np.log(1 - p)  # noqa: E731
+    losses, entropies = np.array([0, H(0.8) / 2, H(0.2) / 2]), np.array([H(0.5), H(0.4), H(0.1)])
+    np.testing.assert_allclose([each.loss for each in found.classes], losses, atol=1e-4)
+    assert found.probe_r == pytest.approx(1 - losses.mean() / entropies.mean(), abs=1e-3)  # the authors' code
+    assert found.probe_r_mean == pytest.approx((1 - losses / entropies).mean(), abs=1e-3)  # the text of a draft
+    assert found.probe_r > found.probe_r_mean + 0.05
 
 
 def test_separable_data_do_not_diverge():

@@ -103,6 +103,17 @@ def test_selection_is_the_slow_one_with_the_same_gradients(k):
     torch.testing.assert_close(encoder(x, NO_ATOMS).pick(lambda u: u.topk(k).indices).dense(N), want)
 
 
+def test_closeness_ignores_lengths_to_the_last_digits_and_ties_fill_the_k_places():
+    """Where the authors' code keeps what is strictly above the k-th value, and so fewer than k."""
+    x, encoder = torch.randn(20, D).double(), Distance(torch.randn(N, D).double())
+    every = torch.arange(N).expand(20, N)
+    torch.testing.assert_close(encoder(1e3 * x, NO_ATOMS).at(every), encoder(x, NO_ATOMS).at(every), atol=1e-14, rtol=0)
+    twice = Distance(torch.eye(4).repeat(2, 1))
+    code = twice(torch.eye(4)[:1], NO_ATOMS).top(5)  # two at 2, six at 2 - sqrt 2
+    assert (code.values > 0).sum() == 5 == len(set(code.indices[0].tolist()))
+    assert {0, 4} <= set(code.indices[0].tolist())
+
+
 def test_a_row_along_an_atom_gives_no_nan():
     weight = torch.eye(3)
     encoder = Distance(weight)
@@ -131,6 +142,20 @@ def test_both_sides_go_through_one_encoder_and_their_own_decoder():
         torch.testing.assert_close(alone.encode(x).dense(N), code.dense(N)[7 * side : 7 * side + 7])
     with pytest.raises(ValueError, match="no side 2"):
         view(sae, 2)
+
+
+def test_which_image_goes_with_which_text_does_not_matter_to_the_loss():
+    """The authors' code shuffles both sides apart; the two reconstructions are summed, so that it is the same loss, with the same gradients."""
+    sae, v, t, order = vl_sae(), torch.randn(30, D), torch.randn(30, D), torch.randperm(30)
+    objective = VLSAE(N, 4).objective()
+    found = []
+    for texts in (t, t[order]):
+        sae.zero_grad()
+        loss = objective(sae, torch.cat([v, texts], 1)).total
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in sae.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def jaccard(first, second):

@@ -75,7 +75,9 @@ class StoreSource:
         return self.site.kind_names
 
     def moments(self) -> Moments:
-        """Exact moments of the selected rows; of a part of the samples, the smaller of it and its complement is read."""
+        """Exact moments of the selected rows; of a part of the samples, the smaller of it and its complement is read. With `skip`, all of them are."""
+        if self.select.skip:
+            return self._sums(self.select).moments()
         low, high = self.select.part
         whole = self.site.stats(self.select.kinds)
         if (low, high) == (0, 1):
@@ -127,6 +129,7 @@ class StoreSource:
                 self.select.part,
                 self.pool_rows,
                 self.block_rows,
+                *([self.select.skip] if self.select.skip else []),
             ]
         )
         start = state or {"seed": seed, "epoch": 0, "row": 0, "plan": plan}

@@ -1,4 +1,4 @@
-"""Which rows of a store are read: some token kinds, of a share of the samples.
+"""Which rows of a store are read: some token kinds, of a share of the samples, after the first tokens of each where they are left out.
 
 A sample belongs to a part by a hash of its key alone, so that train and validation never share one, whatever is added, removed or reordered.
 """
@@ -9,15 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+
+Part = tuple[float | int, float | int]
 
 
 @dataclass(frozen=True)
 class Select:
-    """Rows of the named token kinds (None: all but padding), of the samples whose `shares_of([key])` lies in [part[0], part[1])."""
+    """Rows of the named token kinds (None: all but padding), of the samples whose `shares_of([key])` lies in [part[0], part[1]).
+
+    skip: leaves out the first so many tokens of every sample, of whatever kind; padding does not count. The first token of a language model's context
+    has a norm that takes over a dictionary (its attention sink), whether it is a mark (kind special) or a word.
+    """
 
     kinds: tuple[str, ...] | None = None
-    part: tuple[float | int, float | int] = (0.0, 1.0)
+    part: Part = (0.0, 1.0)
+    skip: int = 0
 
     def __post_init__(self) -> None:
         low, high = self.part
@@ -29,10 +36,13 @@ class Select:
             raise ValueError(
                 "kinds is empty, so no row is selected: name at least one token kind, or leave it out for all."
             )
+        if self.skip < 0:
+            raise ValueError(f"skip is {self.skip}, but it counts tokens that are left out: choose 0 or more.")
 
     def describe(self) -> dict[str, Any]:
         """JSON, for fingerprints."""
-        return {"kinds": list(self.kinds) if self.kinds else None, "part": [float(edge) for edge in self.part]}
+        told = {"kinds": list(self.kinds) if self.kinds else None, "part": [float(edge) for edge in self.part]}
+        return told | ({"skip": self.skip} if self.skip else {})
 
     def kind_mask(self, kind_names: Sequence[str]) -> Bool[np.ndarray, "kinds"]:
         """True for each selected kind. Raises ValueError for a kind the store does not know."""
@@ -46,6 +56,22 @@ class Select:
         """True for each sample of the part."""
         shares = shares_of(keys)
         return (shares >= self.part[0]) & (shares < self.part[1])
+
+    def later(
+        self,
+        samples: Int[np.ndarray, "rows"],
+        positions: Int[np.ndarray, "rows"],
+        firsts: Int[np.ndarray, "samples"],
+    ) -> Bool[np.ndarray, "rows"]:
+        """True for each row that is not among the first `skip` of its sample. firsts: as `first_positions` has them."""
+        return positions - firsts[samples] >= self.skip
+
+
+def first_positions(
+    samples: Int[np.ndarray, "rows"], positions: Int[np.ndarray, "rows"], firsts: Int[np.ndarray, "samples"]
+) -> None:
+    """Lower `firsts` to the smallest position of each sample among these rows, which are not padding: padding on the left moves them all."""
+    np.minimum.at(firsts, samples, positions)
 
 
 def shares_of(keys: Iterable[str]) -> Float[np.ndarray, "samples"]:

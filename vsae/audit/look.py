@@ -28,7 +28,7 @@ class Look:
         self.site, self.picture = site, pictures(Path(site.store.path), data, site)
         kinds = ("patch",) if "patch" in site.entry["moments"] else None
         codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
-        self.lit = Lit(codec, site, Select(kinds, held_out(run, site)), TOP, track)
+        self.lit = Lit(codec, site, Select(kinds, held_out(run, site), run.skip), TOP, track)
         self.rows = {key: at for at, key in enumerate(site.keys)}
 
     def strip(self, latent: int, name: str) -> Strip:

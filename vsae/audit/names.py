@@ -57,7 +57,9 @@ def concept_names(job: Job, run: "Run", real: "SiteReader", found: "Audit", data
     encoder = ActivationStore.open(out).site(vocabulary.IMAGE)
     codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
     kinds, part = found.settings["kinds"], found.settings["part"]
-    codes = pool(codec, track(real.sequential(4096, Select(kinds, part)), "names", -(-real.n_rows // 4096)), "mean")
+    codes = pool(
+        codec, track(real.sequential(4096, Select(kinds, part, run.skip)), "names", -(-real.n_rows // 4096)), "mean"
+    )
     assert not isinstance(codes.scores, np.ndarray)
     rows, embeddings = embedded(encoder, [real.keys[at] for at in codes.samples.tolist()], part, track=track)
     scores = by_concept(codes.scores, found.concept).tocsr()[rows].tocsc()

@@ -45,7 +45,7 @@ def evidence(here: Path, world: World, run: str, found: Sequence[Mapping[str, An
 
     loaded, site = opened(here / "runs" / run, here / "store")
     border = loaded.fingerprint["select"]["part"][1]
-    select = Select(tuple(loaded.fingerprint["select"]["kinds"]), ((border + 1) / 2, 1.0))
+    select = Select(tuple(loaded.fingerprint["select"]["kinds"]), ((border + 1) / 2, 1.0), loaded.skip)
     seen = Lit(loaded.sae, site, select, TOP, track)
 
     def lit(latent: int, sample: int, attribute: str) -> Picture:

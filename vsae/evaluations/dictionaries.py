@@ -105,6 +105,8 @@ def monosemanticity(job: suite_jobs.EvalMonosemanticity) -> Path:
 
 def modality(job: suite_jobs.EvalModality) -> Path:
     """Tell a run's latents apart by modality; returns the directory with result.json and the figure."""
+    from rich.console import Console
+
     from evals import modality_runs
     from vsae.activations import ActivationStore
     from vsae.run import Run
@@ -116,6 +118,10 @@ def modality(job: suite_jobs.EvalModality) -> Path:
     else:
         run, first = opened(job.run, job.store, job.self_check)
         second = first
+    encoder = None
+    if job.encoder is not None:
+        theirs = ActivationStore.open(job.encoder)
+        encoder = theirs.site(job.encoder_sites[0]), theirs.site(job.encoder_sites[1])
     out = job.out or job.run / "eval" / "modality"
     found = modality_runs.evaluate(
         run,
@@ -123,6 +129,8 @@ def modality(job: suite_jobs.EvalModality) -> Path:
         out,
         image_kinds=job.image_kinds,
         text_kinds=job.text_kinds,
+        encoder=encoder,
+        top=job.top,
         rate=job.rate,
         alpha=job.alpha,
         resamples=job.resamples,
@@ -130,7 +138,9 @@ def modality(job: suite_jobs.EvalModality) -> Path:
         batch_size=job.batch_size,
         track=track,
     )
-    return told(modality_runs.table(found), out)
+    if found.concepts is not None:
+        Console().print(modality_runs.concept_table(found.concepts))
+    return told(modality_runs.table(found.modality), out)
 
 
 JOBS = {

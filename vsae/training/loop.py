@@ -125,8 +125,15 @@ def defaults(of: Any) -> dict[str, Any]:
 
 
 def fitted(recipe: Recipe, source: Source) -> Recipe:
-    """A recipe for joined rows with the widths of the source's sites. Raises ValueError where there is only one site."""
-    if "columns" not in recipe.__dataclass_fields__ or recipe.columns is not None:  # type: ignore[attr-defined]
+    """A recipe for joined rows with the widths of the source's sites. Raises ValueError where there is only one site, and for other widths than theirs."""
+    if "columns" not in recipe.__dataclass_fields__:
+        return recipe
+    given = recipe.columns  # type: ignore[attr-defined]
+    if given is not None:
+        if isinstance(source, JoinedSource) and tuple(given) != source.columns:
+            raise ValueError(
+                f"columns are {tuple(given)}, but the sites that are read together are {source.columns} wide: leave them out."
+            )
         return recipe
     if not isinstance(source, JoinedSource):
         raise ValueError(

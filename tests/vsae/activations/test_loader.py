@@ -14,7 +14,13 @@ from vsae.activations import Select, Source, StoreSource, StreamSource, write_st
 from vsae.activations.plan import Blocks, epoch_plan
 
 ALL = torch.cat([chunk(batch).activations["blocks.1"].values.reshape(-1, 16) for batch in range(10)])
-SELECTS = [Select(), Select(("patch",)), Select(part=(0, 0.6)), Select(("cls",), (0.3, 1))]
+SELECTS = [
+    Select(),
+    Select(("patch",)),
+    Select(part=(0, 0.6)),
+    Select(("cls",), (0.3, 1)),
+    Select(("patch",), (0.2, 1), 4),
+]
 
 
 def rows_by_value(values):
@@ -271,6 +277,8 @@ def test_mistakes_are_sentences(site):
         from_store(site, Select(("text",)))
     with pytest.raises(ValueError, match=r"no row of blocks.1 is selected by"):
         from_model(site, Select(("text",)))
+    with pytest.raises(ValueError, match=r"no row of blocks.1 is selected by"):
+        from_store(site, Select(("cls",), skip=1))
     with pytest.raises(ValueError, match="a pool holds at least one block"):
         from_store(site, pool_rows=8)
     with pytest.raises(ValueError, match="at least one thread reads"):
@@ -285,6 +293,8 @@ def test_mistakes_are_sentences(site):
         state = make(site).batches(10, seed=0).state()
         with pytest.raises(ValueError, match="the saved position belongs to another seed"):
             make(site).batches(10, seed=1, state=state)
+        with pytest.raises(ValueError, match="the saved position belongs to another seed, "):
+            make(site, Select(skip=1)).batches(10, seed=0, state=state)
         with pytest.raises(ValueError, match="the saved position belongs to another seed, "):
             make(site, pool_rows=400).batches(10, seed=0, state=state)
 

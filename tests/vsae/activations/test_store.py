@@ -2,9 +2,9 @@ import json
 
 import pytest
 import torch
-from fake_model import KINDS, chunk
+from fake_model import KINDS, Chunk, Tokens, chunk
 
-from vsae.activations import ActivationStore, Select, fingerprint
+from vsae.activations import ActivationStore, Select, StreamSource, fingerprint
 from vsae.activations.select import shares_of
 
 ALL = torch.cat([chunk(batch).activations["blocks.1"].values.reshape(-1, 16) for batch in range(10)])
@@ -24,6 +24,47 @@ def test_sequential_gives_the_selected_rows_in_order(site, select, batch_size):
     assert torch.equal(torch.cat([batch.values for batch in batches]), expected_rows(site, select))
     assert all(len(batch.values) == batch_size for batch in batches[:-1])
     assert 0 < len(batches[-1].values) <= batch_size
+
+
+def padded_chunks(start):
+    """Two samples a batch, of 5 - batch % 3 and 5 tokens, padded on the left; a token's value is its place in its sample, padding's -1."""
+    for batch in range(start, 4):
+        values, kinds = torch.full((2, 5, 3), -1.0), torch.full((2, 5), KINDS.index("pad"), dtype=torch.uint8)
+        for row, n in enumerate((5 - batch % 3, 5)):
+            values[row, 5 - n :] = torch.arange(float(n))[:, None]
+            kinds[row, 5 - n :] = torch.tensor([5, 3, 4, 4, 4])[:n]  # a mark, an image token, text
+        samples = [{"key": f"{batch}-{row}", "path": "", "caption": None, "label": None} for row in range(2)]
+        yield Chunk(batch, samples, [], {"text": Tokens(values, kinds, None)})
+
+
+@pytest.mark.parametrize("keep_pad", [False, True])
+@pytest.mark.parametrize(
+    ("select", "places"),
+    [
+        (Select(), [0, 1, 2, 3, 4]),
+        (Select(skip=1), [1, 2, 3, 4]),
+        (Select(("text",), skip=3), [3, 4]),
+        (Select(("text",), skip=1), [2, 3, 4]),
+        (Select(("special", "text"), (0, 0.7), 2), [2, 3, 4]),
+    ],
+)
+def test_the_first_tokens_of_each_sample_are_left_out_whatever_their_kind_and_padding(write, keep_pad, select, places):
+    site = write(make_chunks=padded_chunks, rows_per_shard=7, keep_pad=keep_pad).site()
+    asked = select.sample_mask(site.keys)
+    lengths = [n for batch in range(4) for n in (5 - batch % 3, 5)]
+    want = [float(at) for n, has in zip(lengths, asked, strict=True) for at in places if has and at < n]
+    got = torch.cat([batch.values[:, 0] for batch in site.sequential(6, select)])
+    assert got.tolist() == want and len(want) > 0
+    about = {"fingerprint": {}, "kind_names": KINDS, "dtype": "float32"}
+    streamed = next(StreamSource(padded_chunks, "text", select, **about).batches(len(want), 0, epochs=1)).values[:, 0]
+    assert sorted(streamed.tolist()) == sorted(want)
+
+
+def test_what_is_left_out_is_in_the_description_where_anything_is():
+    assert Select(skip=2).describe() == {"kinds": None, "part": [0.0, 1.0], "skip": 2}
+    assert "skip" not in Select().describe()  # so that fingerprints from before there was a choice stay as they are
+    with pytest.raises(ValueError, match="skip is -1, but it counts tokens"):
+        Select(skip=-1)
 
 
 def test_read_takes_rows_across_shards(site):
