@@ -18,6 +18,7 @@ ROOF = {
     "vsae/evaluations/questions.py",
     "vsae/evaluations/words.py",
     "vsae/evaluations/world.py",
+    "vsae/evaluations/world_answers.py",
     "vsae/demo/__init__.py",
     "vsae/demo/page.py",
     "vsae/demo/evidence.py",

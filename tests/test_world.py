@@ -1,10 +1,15 @@
 """`vsae eval all --world`, small: every number of the table is a file's, answers are judged by their floors, and mistakes are sentences."""
 
 import pytest
+import torch
+from sklearn.metrics import average_precision_score
 
+from evals import attributes
 from vsae import cli
-from vsae.evaluations import world
+from vsae.activations import ActivationStore, Select
+from vsae.evaluations import world_answers
 from vsae.files import read_json
+from vsae.run import Run
 
 SMALL = ["--world", "--scenes", "160", "--latents", "64", "--tokens", "20000"]
 
@@ -19,7 +24,7 @@ def made(tmp_path_factory):
 def test_every_answer_is_a_file_s(made):
     written = read_json(made / "result.json")
     answers = written["details"]["answers"]
-    assert len(answers) == 8 and written["value"] == sum(each["met"] for each in answers) / 8
+    assert len(answers) == 9 and written["value"] == sum(each["met"] for each in answers) / 9
     by_measure = {(each["planted"], each["measure"]): each for each in answers}
     scores = read_json(made / "eval" / "filtering" / "result.json")["details"]["scores"]
     found = by_measure["30% of the captions exchanged", "AUROC of the agreement of codes"]
@@ -39,6 +44,25 @@ def test_every_answer_is_a_file_s(made):
     found = by_measure["nothing: other scenes of the same world", "blindspots found (BH)"]
     assert found["value"] == audited["fresh"]["n_blindspots"] and found["known"] == 0
     assert audited["dropped"]["paired"] and not audited["fresh"]["paired"]
+
+
+def test_what_fell_most_is_held_against_the_truth(made):
+    """By the latent's largest activation in each scene and scikit-learn's average precision; the truth as the scenes were drawn."""
+    audited = read_json(made / "eval" / "blindspots" / "result.json")["details"]["generators"]["dropped"]
+    (latent, *_) = audited["smallest_delta"][0]["latents"]
+    site = ActivationStore.open(made / "stores" / "real").site("layernorm")
+    sae = Run.load(made / "runs" / "patches").sae
+    largest = torch.zeros(len(site.keys))
+    for batch in site.sequential(4096, Select(("patch",))):
+        codes = sae.encode(batch.values).dense(sae.n_latents)[:, latent]
+        largest.scatter_reduce_(0, batch.samples, codes, "amax")
+    truth = attributes.read(made / "scenes" / "real")
+    has = truth.truth[truth.rows_of(site.keys)][:, truth.names.index("shape:triangle")].toarray().ravel()
+    found = next(
+        each for each in read_json(made / "result.json")["details"]["answers"] if "smallest" in each["measure"]
+    )
+    assert found["value"] == pytest.approx(average_precision_score(has, largest.numpy()))
+    assert found["floor"] == pytest.approx(has.mean())
 
 
 def test_once_more_does_nothing_again(made, capsys):
@@ -63,8 +87,8 @@ def test_mistakes_are_sentences(made, capsys):
 
 def test_a_latent_is_placed_by_its_concept_and_answers_are_met_above_their_floor():
     listed = [{"latents": [4, 9]}, {"latents": [2]}]
-    assert [world.place(latent, listed) for latent in (9, 2, 5, None)] == [1, 2, None, None]
+    assert [world_answers.place(latent, listed) for latent in (9, 2, 5, None)] == [1, 2, None, None]
     good = {"value": 0.7, "interval": [0.6, 0.8], "floor": 0.5}
-    assert world.above("a", "b", good, "").met
-    assert not world.above("a", "b", good | {"interval": [0.4, 0.8]}, "").met
-    assert not world.above("a", "b", good | {"value": 0.5, "interval": None}, "").met
+    assert world_answers.above("a", "b", good, "").met
+    assert not world_answers.above("a", "b", good | {"interval": [0.4, 0.8]}, "").met
+    assert not world_answers.above("a", "b", good | {"value": 0.5, "interval": None}, "").met
