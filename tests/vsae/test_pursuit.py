@@ -212,3 +212,33 @@ def test_a_pursuit_explains_more_than_the_same_atoms_with_a_linear_encoder(kind)
     pursued = (x - ops.decode(encode(x, atoms, 4, kind), atoms)).square().sum()
     assert pursued < (x - linear(x).x_hat).square().sum()
     assert isinstance(linear.encode(x), Code)
+
+
+def tree(rows=400, coherence=0.9):
+    """The synthetic tree of MP-SAE (2506.03093; spec/papers.md section 7): 11 parents, three of which have 3 children, activations N(1.5, 1/16).
+
+    Concepts of a level are near each other and those of different levels orthogonal (their "conditional orthogonality"); a row is one path of the tree.
+    """
+    base = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64)).Q
+    share, own = coherence**0.5, (1 - coherence) ** 0.5
+    atoms = torch.cat([own * base[:11] + share * base[30], own * base[11:20] + share * base[31]])
+    parent, child = torch.randint(0, 11, (rows,)), torch.randint(0, 3, (rows,))
+    there = torch.zeros(rows, 20, dtype=torch.float64).scatter(1, parent[:, None], 1.0)
+    has = parent < 3
+    there[has.nonzero()[:, 0], 11 + 3 * parent[has] + child[has]] = 1
+    return there * (1.5 + 0.25 * torch.randn(rows, 20, dtype=torch.float64)), atoms
+
+
+def test_a_path_of_a_tree_is_taken_level_by_level_where_one_look_at_all_atoms_is_misled(kind):
+    z, atoms = tree()
+    assert (
+        (z > 0).sum(1).max() == 2 and (z.count_nonzero(0) > 0).all() and (atoms[:11] @ atoms[11:].T).abs().max() < 1e-12
+    )
+    code = encode(z @ atoms, atoms, 2, kind)
+    torch.testing.assert_close(code.dense(20), z, atol=1e-12, rtol=0)
+    linear = SAE(Linear(atoms, torch.zeros(20)), TopK(2), Free(atoms, unit_norm=False), torch.zeros(32)).double()
+    with_child = (z > 0).sum(1) == 2
+    chosen = linear.encode(z @ atoms).dense(20)[with_child] > 0
+    assert float((chosen == (z[with_child] > 0)).all(1).double().mean()) < 0.6, (
+        "parents' siblings look louder than children"
+    )
