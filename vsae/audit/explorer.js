@@ -77,13 +77,15 @@ function value(position, column) {
   return found === null ? Infinity : found;
 }
 
+const energy = (position) => known(vsae.table.real[position], 0) + known(mine().generated[position], 0);
+
 function arrange() {
   const table = vsae.table, words = view.query.toLowerCase().split(/\s+/).filter(Boolean), sign = view.down ? -1 : 1;
   view.order = table.id.map((_, position) => position).filter((position) => passes(position, words));
   view.order.sort((a, b) => {
     const first = value(a, view.by), second = value(b, view.by);
     if (view.by === "name" && (first === "") !== (second === "")) return first === "" ? 1 : -1;
-    return (first < second ? -sign : first > second ? sign : 0) || a - b;
+    return (first < second ? -sign : first > second ? sign : 0) || energy(b) - energy(a) || a - b;
   });
   view.listed = new Set(view.order);
   for (const head of $("columns").children) head.setAttribute("aria-sort", head.dataset.column === view.by ? (view.down ? "descending" : "ascending") : "none");
