@@ -71,7 +71,8 @@ function passes(position, words) {
 
 function value(position, column) {
   const table = vsae.table;
-  if (column === "change") return Math.abs(known(mine().relative[position], -1));
+  // What was found before what was not: rare concepts change most by chance.
+  if (column === "change") return Math.abs(known(mine().relative[position], -1)) + (side(position) ? 2 : 0);
   if (column === "verdict") return mine().verdict[position];
   const found = (column in table ? table : mine())[column][position];
   return found === null ? Infinity : found;
