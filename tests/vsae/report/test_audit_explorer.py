@@ -149,7 +149,9 @@ def test_search_sort_sliders_verdicts_generators_keys_and_map(page, browse):
     )
     assert found["energy"] == ["0", "1", "2", "3", "5", "4"] and found["reversed"] == ["4", "5", "3", "2", "1", "0"]
     assert found["q"] == ["0", "1", "2", "5", "3", "4"] and found["names"] == ["1", "0"]
-    assert found["effect"] == ["0", "1", "2", "4"] and found["p"] == ["0", "1", "2"] and found["loud"] == ["0", "1", "2"]
+    assert (
+        found["effect"] == ["0", "1", "2", "4"] and found["p"] == ["0", "1", "2"] and found["loud"] == ["0", "1", "2"]
+    )
     assert found["changed"] == ["0", "1", "2", "4"] and found["second"] == "5" and found["current"] == "second"
     assert found["under"].startswith("Concept 3") and found["mapped"] == "Concept 3" and found["hash"] == "Concept 5"
     assert found["heat"] == "0" and found["large"] is True
