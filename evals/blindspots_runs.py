@@ -328,6 +328,7 @@ def described(each: Audited, found: Audit) -> dict[str, Any]:
 
 
 def by_change(d: Difference, which: Bool[np.ndarray, "concepts"]) -> list[int]:
-    """The largest |relative difference| first."""
+    """The largest |relative difference| first; of equal ones, as of all that are gone, what there was most of."""
     chosen = np.flatnonzero(which)
-    return chosen[np.argsort(-np.abs(d.relative[chosen]), kind="stable")].tolist()[: 2 * SHOWN]
+    energy = d.real[chosen] + d.generated[chosen]
+    return chosen[np.lexsort((-energy, -np.abs(d.relative[chosen])))].tolist()[: 2 * SHOWN]

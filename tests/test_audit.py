@@ -101,6 +101,20 @@ def test_what_is_gone_is_called_by_its_name(made):
     assert "triangle (latent" in (made / "report/index.html").read_text()
 
 
+def test_what_only_the_generator_draws_is_named_by_its_own_images(made, world):
+    """The known answer, the other way round: the real images have no triangles, and the generator draws them."""
+    out = world / "invented"
+    command = ["audit", "--real", str(world / "no triangle"), "--generated", str(world / "real"), "--out", str(out)]
+    with pytest.raises(SystemExit):  # both would be called real
+        cli.main([*command, "--run", str(made / "run"), *MODEL, *naming(world)])
+    shutil.copytree(world / "real", world / "drawn", dirs_exist_ok=True)
+    command[4] = str(world / "drawn")
+    cli.main([*command, "--run", str(made / "run"), *MODEL, *naming(world)])
+    more = [row for row in concepts(out, "drawn") if row["verdict"] == "exaggerated"]
+    names = [row["name"] for row in sorted(more, key=lambda row: -row["relative"])]
+    assert names[:2] == ["triangle", "triangle"] and names.count("triangle") >= len(names) / 2
+
+
 def test_the_explorer_has_every_concept_with_its_pictures(made):
     folder = made / "report/explorer"
     text = (folder / "data/index.js").read_text("utf-8")

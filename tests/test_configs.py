@@ -39,3 +39,12 @@ def test_commands_in_them_name_files_that_are_there():
         for word in path.read_text().split():
             if word.startswith("configs/"):
                 assert word.removeprefix("configs/") in known, f"{path.name} speaks of {word}"
+
+
+@pytest.mark.parametrize("command", ["audit", "filter", "steer"])
+def test_each_job_has_one_for_the_rendered_world_and_one_for_a_hubs_models(command):
+    of = [path for path in FILES if f"vsae {command} --config" in path.read_text()]
+    hub = [path for path in of if path.stem != f"{command}_microworld"]
+    assert len(hub) == len(of) - 1 > 0
+    assert read_yaml(next(path for path in of if path not in hub))["model"]["name"].startswith("W/")
+    assert not any(read_yaml(path)["model"]["name"].startswith("W/") for path in hub)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from evals.blindspots_runs import evaluate, names
+from evals.blindspots import Difference
+from evals.blindspots_runs import by_change, evaluate, names
 from evals.blindspots_shown import table
 from modalities.microworld.attributes import DEFAULT
 from modalities.microworld.scenes import World, draw
@@ -169,3 +170,25 @@ def test_training_images_and_other_models_are_refused(world, tmp_path):
         evaluate(other, real, [world["fresh"]], tmp_path)
     paths = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "y"]
     assert names(paths) == ["x-1", "x-2", "y"]
+
+
+def test_the_largest_change_comes_first_and_of_equal_ones_the_largest_energy():
+    real, generated = np.array([1.0, 3.0, 2.0, 5.0, 0.0]), np.array([0.0, 0.0, 1.0, 0.0, 4.0])
+    nothing = np.zeros(5)
+    d = Difference(
+        real,
+        generated,
+        nothing,
+        (generated - real) / (generated + real),
+        nothing,
+        nothing,
+        nothing,
+        1.0,
+        0.05,
+        True,
+        9,
+        2,
+        2,
+    )
+    assert by_change(d, np.ones(5, bool)) == [3, 4, 1, 0, 2]
+    assert by_change(d, np.array([True, False, True, False, False])) == [0, 2]

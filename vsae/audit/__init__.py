@@ -4,6 +4,7 @@
     generated/NAME/  what a pipeline drew: images.jsonl with caption and seed of each
     control/         the real images written anew, as JPEG and no larger than the generated ones
     stores/          activations of all of them;  run/: the SAE, with --train
+    names/           with --names: a CLIP's embeddings of all but the control
     result.json      every number (evals.blindspots_runs);  NAME.png: a picture of each generator
     concepts.parquet a row for each generator and concept: energies, delta, relative difference with its interval, p, q, detection limit, what it was found to be,
                      and with --names what CLIP calls it;  concepts.json: the same
@@ -54,9 +55,10 @@ def audit(job: Audit) -> Path:
         track=track,
     )
     told(blindspots_shown.table(found), job.out)
-    called = names.concept_names(job, loaded, real, found, data["real"])
+    sites = {"real": real, **others}
+    called = names.concept_names(job, loaded, sites, found, data)
     concepts.write(found, called, job.out)
-    return page.write_page(job, loaded, found, called, {"real": real, **others}, data)
+    return page.write_page(job, loaded, found, called, sites, data)
 
 
 def checked(job: Audit) -> None:
@@ -67,10 +69,8 @@ def checked(job: Audit) -> None:
         raise ValueError("--train needs --site: where to read MODEL, such as blocks.11.")
     if not job.generated and not job.pipelines:
         raise ValueError("there is no generator to audit: give images (--generated) or pipelines (--pipelines).")
-    from vsae.audit import names
-
     given = [folder_name(each) for each in (*job.generated, *job.pipelines)]
-    taken = [*given, "real", "control", names.STORE]
+    taken = [*given, "real", "control"]
     if twice := next((name for at, name in enumerate(taken) if name in taken[:at]), None):
         raise ValueError(f"two sets of images would be called {twice!r}: rename a folder.")
 

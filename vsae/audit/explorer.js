@@ -71,11 +71,14 @@ function passes(position, words) {
 
 function value(position, column) {
   const table = vsae.table;
-  if (column === "change") return Math.abs(known(mine().relative[position], -1));
+  // What was found before what was not: rare concepts change most by chance.
+  if (column === "change") return Math.abs(known(mine().relative[position], -1)) + (side(position) ? 2 : 0);
   if (column === "verdict") return mine().verdict[position];
   const found = (column in table ? table : mine())[column][position];
   return found === null ? Infinity : found;
 }
+
+const energy = (position) => known(vsae.table.real[position], 0) + known(mine().generated[position], 0);
 
 function arrange() {
   const table = vsae.table, words = view.query.toLowerCase().split(/\s+/).filter(Boolean), sign = view.down ? -1 : 1;
@@ -83,7 +86,7 @@ function arrange() {
   view.order.sort((a, b) => {
     const first = value(a, view.by), second = value(b, view.by);
     if (view.by === "name" && (first === "") !== (second === "")) return first === "" ? 1 : -1;
-    return (first < second ? -sign : first > second ? sign : 0) || a - b;
+    return (first < second ? -sign : first > second ? sign : 0) || energy(b) - energy(a) || a - b;
   });
   view.listed = new Set(view.order);
   for (const head of $("columns").children) head.setAttribute("aria-sort", head.dataset.column === view.by ? (view.down ? "descending" : "ascending") : "none");

@@ -146,7 +146,7 @@ def generator(
         else "No concept differs beyond chance and beyond the control.",
         "Pictures: the images on which the latent is strongest, dark where it is silent. "
         + (
-            "Names are CLIP's nearest words to the real images it is active on, with a question mark where they are no nearer than to random images."
+            "Names are CLIP's nearest words to the images, real and generated, that it is active on, with a question mark where they are no nearer than to random images."
             if called
             else "A name is yours to give: read it off the real images, or let a CLIP propose one (--names)."
         ),
