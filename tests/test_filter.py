@@ -184,4 +184,4 @@ def test_scores_of_another_job_are_not_mixed_in(pairs, made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["filter", "--data", str(pairs), "--run", str(made / "run"), "--out", str(tmp_path / "new"), "--share", "0.5", "--method", "both", *MODEL])  # fmt: skip
     assert "choose from agreement, clip, length, random" in capsys.readouterr().err
-    assert read_json(made / "filter.json")["seed"] == "0"
+    assert read_json(made / "filter.json")["seed"] == 0

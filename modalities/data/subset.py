@@ -37,6 +37,7 @@ class Units:
         names = [each.name for each in self.paths]
         if twice := next((name for at, name in enumerate(names) if name in names[:at]), None):
             raise ValueError(f"two shards are called {printable(twice)}: their parts would be one file. Rename one.")
+        self._counts: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -45,7 +46,13 @@ class Units:
         return printable(self.paths[unit].name)
 
     def open(self, unit: int) -> "Safe":
-        return Safe(open_dataset(self.paths[unit]))
+        found = Safe(open_dataset(self.paths[unit]))
+        self._counts[unit] = len(found)
+        return found
+
+    def count(self, unit: int) -> int:
+        """Candidates in a unit, which is read through the first time only."""
+        return self._counts[unit] if unit in self._counts else len(self.open(unit))
 
     def write(self, unit: int, kept: Bool[ndarray, "candidates"]) -> Callable[[Path], None]:
         """What writes the kept candidates of a unit to the path it is called with. Raises ValueError for a sample that must not be written."""

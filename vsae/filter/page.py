@@ -16,7 +16,7 @@ from vsae.report.results import Chart, Grid, Picture, Section, Strip, write
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from modalities.data.subset import Units
+    from modalities.data.subset import Safe, Units
     from vsae.run import Run
 
 SHOWN, SIDE = 12, 160
@@ -158,9 +158,9 @@ def examples(job: Filter, units: "Units", table: pa.Table, value: np.ndarray, ke
         "Dropped, at random": rng.permutation(np.flatnonzero(~kept))[:SHOWN],
         "Dropped, the lowest scores": order[~kept[order]][-SHOWN:],
     }
+    seen = pictures(units, table, np.unique(np.concatenate(list(groups.values()))), value)
     for name, rows in groups.items():
-        pictures = [shown(units, table, int(row), float(value[row])) for row in rows]
-        found = [picture for picture in pictures if picture is not None]
+        found = [picture for row in rows if (picture := seen[int(row)]) is not None]
         if found:
             parts.append(Strip(found, name, told=True))
     marks = (
@@ -171,13 +171,21 @@ def examples(job: Filter, units: "Units", table: pa.Table, value: np.ndarray, ke
     return Section("Examples", [f"Under each picture: its score, and its text. {marks}"], parts)
 
 
-def shown(units: "Units", table: pa.Table, row: int, score: float) -> Picture | None:
-    """A sample with its score and text, or None where it has no image any more."""
+def pictures(units: "Units", table: pa.Table, rows: np.ndarray, score: np.ndarray) -> dict[int, Picture | None]:
+    """Samples with score and text, None for one that has no image any more. A shard is opened once, and one at a time."""
+    shards = table["shard"].take(pa.array(rows)).to_pylist()
+    found = dict[int, Picture | None]()
+    for unit in range(len(units)):
+        if mine := [int(row) for row, shard in zip(rows, shards, strict=True) if shard == units.name(unit)]:
+            opened = units.open(unit)
+            found |= {row: shown(opened, table, row, float(score[row])) for row in mine}
+    return found
+
+
+def shown(unit: "Safe", table: pa.Table, row: int, score: float) -> Picture | None:
     from modalities.data import Sample
 
-    shard, index = table["shard"][row].as_py(), table["index"][row].as_py()
-    unit = next(unit for unit in range(len(units)) if units.name(unit) == shard)
-    found = units.open(unit).read(index)
+    found = unit.read(table["index"][row].as_py())
     if not isinstance(found, Sample) or found.image is None:
         return None
     turns = found.extra.get("conversations") or []

@@ -48,7 +48,7 @@ def blocks(job: Filter, units: "Units") -> Iterator[tuple[int, int, int, int, Pa
     """(number, unit, first candidate, last, its table) of every block."""
     size, number = max(1, BLOCK // job.batch_size) * job.batch_size, 0
     for unit in range(len(units)):
-        n = len(units.open(unit))
+        n = units.count(unit)
         for start in range(0, n, size):
             yield number, unit, start, min(n, start + size), job.out / "scores" / f"{unit:06d}-{start:09d}.parquet"
             number += 1
