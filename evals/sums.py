@@ -73,7 +73,7 @@ class KindSums:
         self.scalars.index_add_(0, group, torch.stack([per_row[name] for name in SCALARS], 1))
         self.offsets.index_add_(0, group, offset)
         n_latents = len(self.firing)
-        self.firing += active.sum(0) if code.is_full(n_latents) else code.counts(n_latents)
+        self.firing += code.counts(n_latents)
 
 
 def rows_of(code: Code, rows: Int64[Tensor, "picked"], n_latents: int) -> Code:

@@ -24,13 +24,17 @@ class Code(NamedTuple):
 
     def counts(self, n_latents: int) -> Int[Tensor, "n_latents"]:
         """How many rows each latent is active in. Waits for no device."""
-        active = (self.values != 0).flatten().long()
-        return active.new_zeros(n_latents).scatter_add_(0, self.indices.flatten(), active)
+        active = self.values != 0
+        if self.indices.stride(0) == 0:  # one row of indices for all
+            active, indices = active.sum(0), self.indices[:1].flatten()
+        else:
+            active, indices = active.flatten().long(), self.indices.flatten()
+        return active.new_zeros(n_latents).scatter_add_(0, indices, active)
 
     def is_full(self, n_latents: int) -> bool:
         """True for a code whose slot j is latent j in every row, as `Code.full` makes it."""
         shared = self.indices.shape[1] == n_latents and self.indices.stride(0) == 0
-        return shared and torch.equal(self.indices[0], torch.arange(n_latents, device=self.indices.device))
+        return shared and torch.equal(self.indices[:1].flatten(), torch.arange(n_latents, device=self.indices.device))
 
     @staticmethod
     def full(values: Float[Tensor, "batch n_latents"]) -> "Code":

@@ -139,6 +139,18 @@ def test_ties_keep_k_of_the_equal_ones():
     assert code.values.tolist() == [[D, D, D]] and len(set(code.indices[0].tolist())) == 3
 
 
+@pytest.mark.parametrize("rows", [0, 1, 6])
+def test_counts_are_those_of_the_matrix(rows):
+    values = torch.randn(rows, N) * (torch.rand(rows, N) < 0.3)
+    order = torch.randperm(N)
+    for code in (
+        Code.full(values),
+        Code(values, order.expand(rows, N)),
+        Code(values[:, :4], order[:4].repeat(rows, 1)),
+    ):
+        assert torch.equal(code.counts(N), (code.dense(N) != 0).sum(0))
+
+
 def test_an_index_twice_in_a_row_counts_twice(products):
     W_dec = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
     values = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
