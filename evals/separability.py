@@ -5,7 +5,7 @@
     floor                                                   the same after the labels have been permuted: few samples look separate by chance
 
     APP        z_j <- z_j (1 - P(c | z_j))                  P(c | z_j) by Bayes from the same histograms and the classes' shares
-    masking    z_j <- 0 for the `top` latents that fire most more often among class c than among the others
+    masking    z_j <- keep z_j for the `top` latents that fire most more often among class c than among the others
 
 The paper's abstract is all that was read: the normaliser log C, the bins and the exact posterior are ours.
 """
@@ -103,10 +103,12 @@ def suppressed(
 
 
 def masked(
-    codes: Float[np.ndarray, "rows n_latents"], found: Histograms, concept: int, top: int
+    codes: Float[np.ndarray, "rows n_latents"], found: Histograms, concept: int, top: int, keep: float = 0.0
 ) -> Float[np.ndarray, "rows n_latents"]:
-    """The `top` latents that speak most for the concept silenced; ones that never fire do not speak."""
-    return silenced(codes, speakers(found, concept)[:top])
+    """The `top` latents that speak most for the concept silenced, or (partial suppression) left a share `keep`; ones that never fire do not speak."""
+    new = codes.copy()
+    new[:, speakers(found, concept)[:top]] *= keep
+    return new
 
 
 def speakers(found: Histograms, concept: int) -> Int64[np.ndarray, "n_latents"]:

@@ -149,7 +149,7 @@ def suppress(
     top: int,
     rng: np.random.Generator,
 ) -> Iterable[Suppression]:
-    """Each class under APP, masking, and masking of as many random live latents. The probe reads decoded codes, so that atoms count by their direction."""
+    """Each class under APP, masking and halving of its `top` latents, and masking of as many random live latents. The probe reads decoded codes, so that atoms count by their direction."""
     atoms = run.sae.atoms.detach().double().cpu().numpy()
     atoms = np.concatenate([atoms, -atoms]) if run.sae.capabilities.signed else atoms
     found = histograms(z, y, len(names))
@@ -167,6 +167,7 @@ def suppress(
         changed = {
             "APP": suppressed(z_test, found, concept),
             f"masking {top}": masked(z_test, found, concept, top),
+            f"halving {top}": masked(z_test, found, concept, top, keep=0.5),
             f"random {top}": silenced(z_test, rng.permutation(live)[:top]),
         }
         for how, codes in changed.items():
@@ -200,7 +201,7 @@ def draw_separability(found: Separated, path: Path) -> Path:
     """What an intervention costs the class against what it costs the others."""
 
     def on(axes: Any) -> None:
-        for how, color in zip(found.means, (ACCENT, "#1f6f8b", QUIET), strict=True):
+        for how, color in zip(found.means, (ACCENT, "#1f6f8b", "#7a9e3a", QUIET), strict=True):
             mine = [each for each in found.suppression if each.how == how]
             axes.plot(
                 [each.side_effect for each in mine],

@@ -143,6 +143,12 @@ def test_short_captions_that_miss_concepts_score_lower_and_the_report_says_so():
     text = codes.text.toarray() / 2 * (rng.random(codes.text.shape) < np.where(short, 0.6, 1.0)[:, None])
     scores = sae_v(pooled(codes.image.toarray() / 2, text, lengths), np.full(SHARED, 0.9))
     assert judge(scores["both"], matched, lengths).length_correlation_matched > 0.5
+    # Where also short captions say all their concepts (24 tokens against 60 in the notes), length is no longer in the score.
+    lengths = np.where(short, 24.0, 60.0)
+    whole = pooled(codes.image.toarray() / 2, codes.text.toarray() / 2, lengths)
+    scores = sae_v(whole, np.linspace(0.8, 1.0, SHARED))
+    assert abs(judge(scores["both"], matched, lengths).length_correlation_matched) < 0.15
+    assert judge(scores["per_token"], matched, lengths).length_correlation_matched > 0.95
 
 
 def test_where_nothing_matches_all_scores_tie_and_auroc_is_one_half():

@@ -79,6 +79,7 @@ def test_separability(home):
     for how in ("APP", "masking 1"):
         assert found["means"][how]["loss on the class"] > 0.5 > abs(found["means"][how]["loss on the others"])
     assert found["means"]["random 1"]["loss on the class"] < 0.6
+    assert found["means"]["halving 1"]["loss on the class"] <= found["means"]["masking 1"]["loss on the class"]
 
 
 def test_erasure(home):

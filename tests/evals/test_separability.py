@@ -70,6 +70,8 @@ def test_suppression_silences_the_concept_and_spares_the_others():
     assert speakers(found, 0)[0] == 0 and speakers(found, 1)[0] == 1
     cut = masked(codes, found, 1, 1)
     assert not cut[:, 1].any() and (np.delete(cut, 1, 1) == np.delete(codes, 1, 1)).all()
+    half = masked(codes, found, 1, 1, keep=0.5)
+    np.testing.assert_array_equal(half, (codes + cut) / 2)  # partial suppression lies halfway
 
 
 def test_a_class_without_samples_is_refused():

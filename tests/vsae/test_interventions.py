@@ -55,6 +55,18 @@ def test_an_edit_changes_its_latents_and_leaves_the_residual(world, operation, e
     torch.testing.assert_close(new, edited(z) @ atoms + residual, atol=1e-12, rtol=0)
 
 
+def test_decoding_the_edited_code_alone_would_lose_the_residual(world):
+    """Why edits keep the error: a clean decode of z' moves every token by what the SAE does not see, at any strength."""
+    sae, z, x, kinds, atoms, residual = world
+    strength = 2.0
+    kept = Intervention(sae, Add([1], 1.0), strength=strength)(x, kinds)
+    code = sae.encode(x.flatten(0, 1)).dense(N)
+    code[:, 1] += strength
+    plain = (code @ sae.atoms + sae.bias).view_as(x)
+    torch.testing.assert_close(kept - plain, residual - sae.bias, atol=1e-12, rtol=0)
+    assert (residual - sae.bias).norm(dim=-1).min() > 0.01
+
+
 def test_swap_takes_the_other_inputs_codes(world):
     sae, z, x, kinds, atoms, residual = world
     other = torch.rand(10, N, dtype=torch.float64)
