@@ -57,7 +57,7 @@ def test_an_edit_changes_its_latents_and_leaves_the_residual(world, operation, e
 
 def test_decoding_the_edited_code_alone_would_lose_the_residual(world):
     """Why edits keep the error: a clean decode of z' moves every token by what the SAE does not see, at any strength."""
-    sae, z, x, kinds, atoms, residual = world
+    sae, _, x, kinds, _, residual = world
     strength = 2.0
     kept = Intervention(sae, Add([1], 1.0), strength=strength)(x, kinds)
     code = sae.encode(x.flatten(0, 1)).dense(N)
