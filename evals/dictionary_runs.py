@@ -256,6 +256,10 @@ def geometry_table(found: Geometry) -> Table:
         shown.add_row(f"Babel({r})", f"{value:.3f}", f"{found.random_shape.babel[r]:.3f}")
     if found.shape.ood is not None and found.random_shape.ood is not None:
         shown.add_row("OOD of atoms", f"{found.shape.ood:.3f}", f"{found.random_shape.ood:.3f}")
+    if found.together.babel is not None:
+        shown.add_row("Babel of selections", f"{found.together.babel:.3f}", f"{found.random_together.babel:.3f}")
+    if found.together.rank is not None:
+        shown.add_row("rank of firing together", f"{found.together.rank:.1f}", "(the codes' own)")
     shown.add_row("connectivity", f"{found.together.connectivity:.4f}", "(the codes' own)")
     shown.add_row("interference", f"{found.together.interference:.4g}", f"{found.random_together.interference:.4g}")
     if found.plausibility is not None:

@@ -14,6 +14,8 @@ Of codes Z [rows, n] as well:
     connectivity     share of pairs of different live latents that ever fire on one row. The paper's 1 - |Z^T Z|_0 / d^2 counts the same zeros from the other
                      side, and its text contradicts itself on the direction; this one is ours
     interference     |relu(-(Z^T Z) o (D D^T))|_2, spectral norm, Z^T Z a mean over rows: latents that fire together and pull apart
+    Babel, selected  mean over rows of Babel among the atoms that the row selects, all of them: a dictionary may be coherent and its selections not (2506.03093)
+    rank, together   effective rank of Z^T Z: in how many independent ways latents fire; n where each fires alone and equally strongly
 
 Floor of each: the same of as many directions drawn at random.
 """
@@ -33,6 +35,10 @@ from vsae.code import Code
 
 CHUNK = 4096
 BABEL = (1, 8, 32)
+BABEL_ROWS, MOST_SELECTED = 1024, 512
+"""The Babel of selections is a mean over so many rows, of at most so many latents of each, the strongest."""
+MOST_LIVE = 4096
+"""More live latents than this have no rank of Z^T Z: it takes all eigenvalues."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +99,23 @@ class Together:
     live: int
     """Latents that fire at all."""
     rows: int
+    babel: float | None
+    """Of the atoms that a row selects; None where no row selects two."""
+    rank: float | None
+    """Of Z^T Z; None where nothing fires, and above MOST_LIVE live latents."""
 
 
 def together(codes: Iterable[Code], atoms: Float[Tensor, "n d_model"]) -> Together:
     """Of the codes of all rows, batch by batch. Memory: the pairs of latents that fire together. Raises ValueError without a row."""
-    n, rows = len(atoms), 0
-    gram = sparse.csr_array((n, n))
+    n, rows, D = len(atoms), 0, unit(atoms)
+    gram, babels = sparse.csr_array((n, n)), list[np.ndarray]()
     for code in codes:
         values = code.values.detach().double().cpu()
         row, slot = np.nonzero(values.numpy())
         entries = values.numpy()[row, slot], (row, code.indices.cpu().numpy()[row, slot])
         Z = sparse.csr_array(entries, shape=(len(values), n))
+        if rows < BABEL_ROWS:
+            babels.append(selected_babel(Z[: BABEL_ROWS - rows], D))
         gram, rows = gram + Z.T @ Z, rows + len(values)
     if rows == 0:
         raise ValueError("no row was given, and how latents fire together is counted over rows.")
@@ -111,15 +123,37 @@ def together(codes: Iterable[Code], atoms: Float[Tensor, "n d_model"]) -> Togeth
     live = int(np.count_nonzero(gram.diagonal() > 0))
     i, j = gram.coords
     off = (i != j) & (gram.data != 0)
-    D = unit(atoms).numpy()
-    pull = np.concatenate([np.einsum("pd,pd->p", D[a], D[b]) for a, b in _pairs(i[off], j[off])] or [np.empty(0)])
+    d = D.numpy()
+    pull = np.concatenate([np.einsum("pd,pd->p", d[a], d[b]) for a, b in _pairs(i[off], j[off])] or [np.empty(0)])
     negative = np.maximum(-gram.data[off] * pull, 0)
     return Together(
         connectivity=float(off.sum()) / max(live * (live - 1), 1),
         interference=_norm(sparse.csr_array((negative, (i[off], j[off])), shape=(n, n))),
         live=live,
         rows=rows,
+        babel=float(np.mean(several)) if len(several := np.concatenate(babels)) else None,
+        rank=effective_rank(gram.tocsr()) if 0 < live <= MOST_LIVE else None,
     )
+
+
+def selected_babel(Z: sparse.csr_array, D: Float[Tensor, "n d_model"]) -> Float[np.ndarray, "rows_with_two"]:
+    """Largest sum of |cosines| of one atom of a row's selection to the others; of rows that select two or more."""
+    found = []
+    for row in range(Z.shape[0]):
+        own = slice(Z.indptr[row], Z.indptr[row + 1])
+        mine = Z.indices[own][np.argsort(-np.abs(Z.data[own]), kind="stable")[:MOST_SELECTED]]
+        if len(mine) > 1:
+            cosines = (D[mine] @ D[mine].T).abs().fill_diagonal_(0)
+            found.append(float(cosines.sum(1).max()))
+    return np.array(found)
+
+
+def effective_rank(gram: sparse.csr_array) -> float:
+    """exp(entropy of the normalised eigenvalues) of what fires."""
+    live = np.flatnonzero(gram.diagonal() > 0)
+    values = np.clip(np.linalg.eigvalsh(gram[live][:, live].toarray()), 0, None)
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def random_atoms(n: int, d_model: int, seed: int) -> Float[Tensor, "n d_model"]:

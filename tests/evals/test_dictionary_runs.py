@@ -94,7 +94,7 @@ def test_geometry_of_orthonormal_atoms_is_known(world, tmp_path):
     )
     written = json.loads((tmp_path / "out/result.json").read_text())
     assert written["value"] == pytest.approx(D, rel=1e-4) and written["floor"] < D
-    assert (tmp_path / "out/geometry.png").read_bytes().startswith(b"\x89PNG") and geometry_table(found).row_count == 11
+    assert (tmp_path / "out/geometry.png").read_bytes().startswith(b"\x89PNG") and geometry_table(found).row_count == 12
     with pytest.raises(ValueError, match="the directions have 3 dimensions"):
         geometry_of(run, site, tmp_path / "out", directions=torch.ones(2, 3, dtype=torch.float64))
 

@@ -91,6 +91,37 @@ def test_firing_together_is_the_dense_definition_whatever_the_batches(n):
         found = together([Code.full(some) for some in Z.split(size)], D)
         assert (found.connectivity, found.interference) == pytest.approx(want, rel=1e-6)
         assert found.rows == 300 and found.live == n - 1
+        assert found.babel == pytest.approx(slow_babel(Z, D))
+        values = torch.linalg.eigvalsh(Z.T @ Z).clamp_min(0)
+        share = values[values > 1e-12 * values.sum()] / values.sum()
+        assert found.rank == pytest.approx(float(torch.exp(-(share * share.log()).sum())), rel=1e-6)
+
+
+def test_selections_have_a_babel_of_their_own_and_firing_a_rank():
+    """Atoms 0 and 1 are near (cosine .8) and never selected together; 2 and 3 have cosine .6 and always are."""
+    D = torch.zeros(4, 4, dtype=torch.float64)
+    D[0, 0] = D[2, 2] = 1
+    D[1, 0], D[1, 1], D[3, 2], D[3, 3] = 0.8, 0.6, -0.6, 0.8
+    Z = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).double()
+    found = together([Code.full(some) for some in Z.split(3)], 5 * D)
+    assert shape(D).babel[1] == pytest.approx(0.8) and found.babel == pytest.approx(0.6)
+    # Z' Z / 4 has the eigenvalues 1/4, 1/4, 1, 0 (2 and 3 as one): shares 1/6, 1/6, 2/3
+    assert found.rank == pytest.approx(math.exp(-2 / 6 * math.log(1 / 6) - 2 / 3 * math.log(2 / 3)))
+    alone = together([Code.full(3 * torch.eye(6).double())], random_atoms(6, 9, 0))
+    assert alone.rank == pytest.approx(6) and alone.babel is None
+    assert together([Code.full(torch.ones(5, 6).double())], torch.eye(6)).rank == pytest.approx(1)
+    silent = together([Code.full(torch.zeros(2, 3).double())], torch.eye(3))
+    assert silent.rank is None and silent.babel is None
+
+
+def slow_babel(Z, D):
+    found = []
+    for row in Z:
+        mine = F.normalize(D, dim=1)[row != 0]
+        if len(mine) > 1:
+            n = range(len(mine))
+            found.append(max(sum(abs(float(mine[i] @ mine[j])) for j in n if j != i) for i in n))
+    return np.mean(found)
 
 
 def test_latents_that_fire_apart_are_not_connected_and_cannot_interfere():
