@@ -47,7 +47,12 @@ def head_contributions(
 def head_weights(sae: SAE, heads: int) -> Float[Tensor, "n_latents heads"]:
     """Share of each latent's atom norm in each head's slice: rows sum to 1. The floor, of a latent that prefers no head, is 1 / heads."""
     require(sae, linear_decoder=True, for_="attribution to heads")
-    norms = torch.linalg.vector_norm(sae.atoms.view(sae.n_latents, heads, slices(sae, heads)), dim=2)
+    slices(sae, heads)
+    return shares(sae.atoms, heads)
+
+
+def shares(atoms: Float[Tensor, "n_latents d_model"], heads: int) -> Float[Tensor, "n_latents heads"]:
+    norms = torch.linalg.vector_norm(atoms.view(len(atoms), heads, -1), dim=2)
     return norms / norms.sum(1, keepdim=True).clamp_min(torch.finfo(norms.dtype).tiny)
 
 
@@ -74,28 +79,30 @@ def source_contributions(
 
 @torch.no_grad()
 def head_latents(
-    sae: SAE, heads: int, top: int = 10, live: Bool[Tensor, "n_latents"] | None = None
+    atoms: Float[Tensor, "n_latents d_model"], heads: int, top: int = 10, live: Bool[Tensor, "n_latents"] | None = None
 ) -> Int[Tensor, "heads top"]:
-    """The latents that each head's output is most of, by `head_weights`, largest first; of the `live` ones where they are told. Raises ValueError as it does."""
-    weights = head_weights(sae, heads)
+    """The latents with the largest share of their atom in each head's slice, largest first; of the `live` ones where they are told."""
+    weights = shares(atoms, heads)
     if live is not None:
         weights = weights.masked_fill(~live.to(weights.device)[:, None], -1.0)
-    return weights.topk(min(top, sae.n_latents if live is None else int(live.sum())), dim=0).indices.T
+    return weights.topk(min(top, len(atoms) if live is None else int(live.sum())), dim=0).indices.T
 
 
 @torch.no_grad()
 def polysemanticity(
-    sae: SAE, heads: int, top: int = 10, cosine: float = 0.5, live: Bool[Tensor, "n_latents"] | None = None
+    atoms: Float[Tensor, "n_latents d_model"],
+    heads: int,
+    top: int = 10,
+    cosine: float = 0.5,
+    live: Bool[Tensor, "n_latents"] | None = None,
 ) -> Int[Tensor, "heads"]:
     """How many groups of unrelated latents each head's `top` are: 1 for a head of one feature, `top` where each is a feature of its own.
 
-    What random directions have, at the same head size, is the most that says nothing: a head is monosemantic below it only. Raises ValueError as
-    `head_weights` does.
+    What random directions have at the same head size is what a dictionary says nothing by: heads are less polysemantic below it only.
     """
-    latents, size = head_latents(sae, heads, top, live), slices(sae, heads)
-    slice_of = torch.nn.functional.normalize(sae.atoms.view(sae.n_latents, heads, size).transpose(0, 1), dim=2)
+    slice_of = torch.nn.functional.normalize(atoms.view(len(atoms), heads, -1).transpose(0, 1), dim=2)
     found = []
-    for head, mine in enumerate(latents):
+    for head, mine in enumerate(head_latents(atoms, heads, top, live)):
         near = (slice_of[head, mine] @ slice_of[head, mine].T).abs() > cosine
         found.append(connected_components(near.cpu().numpy(), directed=False)[0])
     return torch.tensor(found)

@@ -150,6 +150,37 @@ class EvalGeometry:
 
 
 @dataclass(frozen=True)
+class EvalAttentionHeads:
+    """Tell which attention head each latent reads, and how many unrelated latents a head has, beside random directions.
+
+    For an SAE of an attention's output with heads side by side: the input of its last projection, as blocks.8.attn.proj:input.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a trained SAE."""
+    store: tyro.conf.Positional[Path]
+    """Activations to measure on."""
+    heads: int
+    """Heads of the attention."""
+    top: int = 10
+    """Latents a head that are asked whether they are related."""
+    cosine: float = 0.5
+    """They are where their parts in the head have a larger |cosine|, directly or through others."""
+    kinds: tuple[str, ...] | None = None
+    """Token kinds; those the SAE was trained on when left out."""
+    out: Path | None = None
+    """Where result.json and the figure go: RUN/eval/attention_heads when left out."""
+    resamples: int = 200
+    """Of the bootstrap over heads."""
+    seed: int = 0
+    """Of random directions and bootstrap."""
+    batch_size: int = 4096
+    """Rows a step."""
+    self_check: bool = True
+    """Verify on loading that the SAE still does what it did when it was saved."""
+
+
+@dataclass(frozen=True)
 class EvalMonosemanticity:
     """Score how alike the images are that each latent likes, by another encoder's embeddings, beside raw neurons and the mean cosine of all pairs."""
 

@@ -80,24 +80,23 @@ def planted_heads():
 
 def test_heads_of_one_feature_are_told_from_heads_of_several():
     sae, order = planted_heads()
-    mine = head_latents(sae, HEADS)
+    mine = head_latents(sae.atoms, HEADS)
     assert [sorted(order[row].tolist()) for row in mine] == [
         list(range(10 * head, 10 * head + 10)) for head in range(3)
     ]
     weights = head_weights(sae, HEADS)
     for head, row in enumerate(mine):
         assert (weights[row, head].diff() <= 0).all() and weights[row[0], head] == weights[:, head].max()
-    assert polysemanticity(sae, HEADS).tolist() == [1, 3, 1]
-    assert polysemanticity(sae, HEADS, top=1).tolist() == [1, 1, 1]
+    assert polysemanticity(sae.atoms, HEADS).tolist() == [1, 3, 1]
+    assert polysemanticity(sae.atoms, HEADS, top=1).tolist() == [1, 1, 1]
     live = order < 20  # the last head's own latents are dead: what is left of the others is all it has
-    assert (order[head_latents(sae, HEADS, live=live)] < 20).all()
-    assert polysemanticity(sae, HEADS, cosine=0.9999)[1] == 10, "no two slices are the same to the last digit"
+    assert (order[head_latents(sae.atoms, HEADS, live=live)] < 20).all()
+    assert polysemanticity(sae.atoms, HEADS, cosine=0.9999)[1] == 10, "no two slices are the same to the last digit"
 
 
 def test_random_directions_are_unrelated_where_heads_are_wide():
     atoms = torch.randn(400, 3 * 64)
-    sae = SAE.from_weights(atoms.T, torch.zeros(400), atoms, torch.zeros(3 * 64), TopK(1))
-    assert polysemanticity(sae, 3).tolist() == [10, 10, 10]
+    assert polysemanticity(atoms, 3).tolist() == [10, 10, 10]
 
 
 def test_upstream_latents_add_up_to_what_is_attributed_to_their_tokens():

@@ -28,6 +28,10 @@ EVALUATIONS = {
     "stability": ("dictionaries", "whether other seeds find the same atoms, beside untrained dictionaries"),
     "similarity": ("dictionaries", "how many atoms ITDA dictionaries of models or layers share, beside rows at random"),
     "geometry": ("dictionaries", "ranks, coherence and co-firing of a dictionary, beside random directions"),
+    "attention_heads": (
+        "dictionaries",
+        "which attention head each latent reads, and how many unrelated ones a head has, beside random directions",
+    ),
     "monosemanticity": (
         "dictionaries",
         "how alike the images are that a latent likes, by another encoder, beside raw neurons",

@@ -1,4 +1,4 @@
-"""vsae eval dark_matter, stability, similarity, geometry, monosemanticity, modality: what a dictionary and its latents are like, without knowing what they stand for."""
+"""vsae eval dark_matter, stability, similarity, geometry, attention_heads, monosemanticity, modality: what a dictionary and its latents are like, without knowing what they stand for."""
 
 from pathlib import Path
 
@@ -88,6 +88,27 @@ def geometry(job: suite_jobs.EvalGeometry) -> Path:
     return told(dictionary_runs.geometry_table(found), out)
 
 
+def attention_heads(job: suite_jobs.EvalAttentionHeads) -> Path:
+    """Tell a run's latents by attention head; returns the directory with result.json and the figure."""
+    from evals import attention_heads as heads
+
+    run, site = opened(job.run, job.store, job.self_check)
+    found = heads.evaluate(
+        run,
+        site,
+        out := job.out or job.run / "eval" / "attention_heads",
+        job.heads,
+        top=job.top,
+        cosine=job.cosine,
+        kinds=job.kinds,
+        resamples=job.resamples,
+        seed=job.seed,
+        batch_size=job.batch_size,
+        track=track,
+    )
+    return told(heads.table(found), out)
+
+
 def monosemanticity(job: suite_jobs.EvalMonosemanticity) -> Path:
     """Score a run's latents by another encoder; returns the directory with result.json and the figure."""
     from evals import monosemanticity_runs
@@ -148,6 +169,7 @@ JOBS = {
     "stability": (suite_jobs.EvalStability, stability),
     "similarity": (suite_jobs.EvalSimilarity, similarity),
     "geometry": (suite_jobs.EvalGeometry, geometry),
+    "attention_heads": (suite_jobs.EvalAttentionHeads, attention_heads),
     "monosemanticity": (suite_jobs.EvalMonosemanticity, monosemanticity),
     "modality": (suite_jobs.EvalModality, modality),
 }
