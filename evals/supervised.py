@@ -3,6 +3,8 @@ single latents, is `vsae eval recovery`.
 
     supervised dictionary    x ~ b + sum over attributes a of u[a, v(a)]        v(a): the sample's value of a; u by joint least squares, or conditional means
     approximation            R2 of x on test samples: supervised, SAE, and the latents that have the largest F1 for some value, alone
+    task                     accuracy of a probe of a on the SAE's reconstruction, on the `n` latents of largest F1 for each of its values alone (sufficiency),
+                             and on x without them (necessity), beside as many random live latents                  floor: the commonest value
     control of a             for a test sample s and another t with another value of a: take what stands for v_s(a) out, put what stands for v_t(a) in,
                              and ask a probe of a for its value
         supervised           x - u[a, v_s] + u[a, v_t]
@@ -78,10 +80,20 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a probe of one attribute still reads where only some latents are left, or some are gone; what is left out is at its training mean."""
+
+    attribute: str
+    how: str
+    accuracy: Estimate
+
+
+@dataclass(frozen=True)
 class Supervised:
     """The module's docstring has the definitions."""
 
     r2: dict[str, Estimate]
+    kept: tuple[Kept, ...]
     edits: tuple[Edit, ...]
     probes: dict[str, float]
     """Test accuracy of the probe of each attribute."""
@@ -126,8 +138,9 @@ def compare(
     def says(x: Float[np.ndarray, "images d"]) -> Int64[np.ndarray, "images attributes"]:
         return np.stack([probe.predict((x - middle) / width) for probe in probes], 1)
 
-    edits = []
+    kept, edits = [], []
     for at, name in enumerate(names):
+        kept += kept_of(train, test, atoms, best[at], at, name, says, n, weights, seed)
         edits += list(
             controlled(test, atoms, known["supervised (joint)"], best[at], at, name, says, n, pairs, resamples, seed)
         )
@@ -135,11 +148,49 @@ def compare(
     common = [np.bincount(column).max() / len(column) for column in test.values.T]
     return Supervised(
         r2,
+        tuple(kept),
         tuple(edits),
         dict(zip(names, right.tolist(), strict=True)),
         dict(zip(names, map(float, common), strict=True)),
         len(chosen),
     )
+
+
+def kept_of(
+    train: Valued,
+    test: Valued,
+    atoms: Float[np.ndarray, "n_latents d"],
+    f1: Float[np.ndarray, "values n_latents"],
+    at: int,
+    name: str,
+    says: Callable[[np.ndarray], np.ndarray],
+    n: int,
+    weights: Float[np.ndarray, "draws images"],
+    seed: int,
+) -> list[Kept]:
+    """Approximation by the task. The first row of `weights` is of ones, the others are bootstrap draws."""
+    own = np.unique(order_of(f1)[:, :n])
+    others = np.setdiff1d(np.flatnonzero((train.z != 0).any(0)), own)
+    random = np.random.default_rng([seed, at, 19]).permutation(others)[: len(own)]
+
+    def part(latents: Int64[np.ndarray, "some"]) -> Float[np.ndarray, "images d"]:
+        return (test.z[:, latents] - train.z[:, latents].mean(0)) @ atoms[latents]
+
+    mean, count = train.x.mean(0), len(own)
+    read = {
+        "reconstruction": test.x_hat,
+        f"its {count} latents alone": mean + part(own),
+        f"without its {count} latents": test.x - part(own),
+        f"{len(random)} random latents alone": mean + part(random),
+        f"without {len(random)} random latents": test.x - part(random),
+    }
+    common = float(np.bincount(test.values[:, at]).max() / len(test.values))
+    found = []
+    for how, x in read.items():
+        drawn = weights @ (says(x)[:, at] == test.values[:, at]) / weights.sum(1)
+        spread = percentiles(drawn[1:]) if len(drawn) > 1 else None
+        found.append(Kept(name, how, Estimate(float(drawn[0]), common, spread)))
+    return found
 
 
 def f1s(train: Valued, attribute: int) -> Float[np.ndarray, "values n_latents"]:

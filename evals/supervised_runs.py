@@ -122,6 +122,8 @@ def supervised_table(found: Supervised) -> Table:
         )
     shown.title = f"Control of {len(found.probes)} attributes beside a supervised dictionary"
     shown.caption = "R2 of activations: " + ", ".join(f"{name} {each.value:.3f}" for name, each in found.r2.items())
+    for kept in (each for each in found.kept if each.how != "reconstruction"):
+        shown.caption += f"; {kept.attribute} read from {kept.how} {kept.accuracy.value:.2f}"
     return shown
 
 

@@ -49,6 +49,20 @@ def test_an_sae_with_the_atoms_controls_as_supervision_does():
     assert found.probes["colour"] > 0.95 > found.majority["colour"] and found.latents == 5
 
 
+def test_its_latents_are_enough_for_an_attribute_and_needed_for_it_and_random_ones_are_neither():
+    found = compare(world(600), world(600, seed=1), VECTORS, NAMES, n=1, pairs=20, resamples=30)
+    kept = {(each.attribute, each.how): each.accuracy for each in found.kept}
+    for name, own, random in (("colour", 3, 2), ("shape", 2, 2)):
+        truth = {how: kept[name, how] for of, how in kept if of == name}
+        assert truth["reconstruction"].value > 0.95 < truth[f"its {own} latents alone"].value
+        without = truth[f"without its {own} latents"]
+        assert without.value < 0.78 and truth[f"without {random} random latents"].value > 0.95
+        assert (
+            truth[f"{random} random latents alone"].value < 0.85
+        )  # the other attribute, which agrees in 73 %, tells this much
+        assert without.interval[0] <= without.value <= without.interval[1]
+
+
 def test_an_sae_without_them_does_not():
     atoms = np.linalg.qr(np.random.default_rng(8).standard_normal((D, D)))[0]
     found = compare(world(atoms=atoms), world(seed=1, atoms=atoms), atoms, NAMES, n=1, pairs=80, resamples=5)
