@@ -18,7 +18,7 @@ def largest(u: Num[Tensor, "rows n_latents"], k: int) -> Int[Tensor, "rows k"]:
     """
     rows, n = u.shape
     step = n // GROUP
-    if n % GROUP or step <= k:
+    if n % GROUP or step <= 2 * k:
         return wide(u).topk(k, sorted=False).indices
     groups = largest(u.view(rows, GROUP, step).amax(1), k)
     members = (groups[:, None] + step * torch.arange(GROUP, device=u.device)[:, None]).view(rows, GROUP * k)
