@@ -46,6 +46,9 @@ class Loss(NamedTuple):
     target: Float[Tensor, "batch d_out"]
     """What it was to reconstruct."""
 
+    error: Float[Tensor, ""]
+    """Sum of squared errors, detached: whatever the loss is, how well it was reconstructed."""
+
 
 class Seen(NamedTuple):
     """What a term looks at."""
@@ -56,6 +59,8 @@ class Seen(NamedTuple):
     target: Float[Tensor, "batch d_out"]
     """What was to be reconstructed; x itself for most."""
     output: Output
+    error: Float[Tensor, ""]
+    """Sum of squares of the target less its reconstruction."""
     energy: Float[Tensor, ""]
     """Sum of squares of the target around the batch's mean; 1 where that is 0."""
     dead: Int[Tensor, "n_dead"] | None
@@ -104,24 +109,26 @@ class Objective:
         x, target = sae.ends(rows.to(sae.b_dec.dtype))
         output = sae(x)
         energy = spread(target)
-        seen = Seen(sae, x, target, output, torch.where(energy > 0, energy, 1), dead, progress)
+        error = F.mse_loss(output.x_hat, target, reduction="sum")
+        seen = Seen(sae, x, target, output, error, torch.where(energy > 0, energy, 1), dead, progress)
         found = {"mse": (self.reconstruction or mse)(seen)}
         total = found["mse"]
         for name, weighted in self.terms.items():
             if weighted.coefficient:
                 found[name] = weighted.term(seen)
                 total = total + weighted.at(progress) * (factors or {}).get(name, 1.0) * found[name]
-        return Loss(total, {name: term.detach() for name, term in found.items()}, output, target)
+        terms = {name: term.detach() for name, term in found.items()}
+        return Loss(total, terms, output, target, error.detach())
 
 
 def spread(x: Float[Tensor, "batch d_model"]) -> Float[Tensor, ""]:
     """Sum of squares around the batch's mean."""
     mean = parallel.sum_rows(x.sum(0)) / max(1, parallel.all_rows(len(x)))
-    return parallel.sum_rows((x - mean).square().sum())
+    return parallel.sum_rows(F.mse_loss(x, mean.expand_as(x), reduction="sum"))
 
 
 def mse(seen: Seen) -> Float[Tensor, ""]:
-    return F.mse_loss(seen.output.x_hat, seen.target, reduction="sum") / seen.energy
+    return seen.error / seen.energy
 
 
 def l1(seen: Seen) -> Float[Tensor, ""]:

@@ -28,7 +28,7 @@ CONFIG = vsae.TrainConfig(epochs=4, batch_size=256, lr=5e-3, tracker="none", eva
 def step(controller, sae, code, number):
     """As the training loop does after its step `number`."""
     x, cpu = torch.zeros(len(code.values), sae.d_model), torch.device("cpu")
-    loss = Loss(torch.zeros(()), {}, Output(x, code), x)
+    loss = Loss(torch.zeros(()), {}, Output(x, code), x, torch.zeros(()))
     optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     clock, gauge = FiringClock(sae.n_latents, cpu), Gauge(5, 1.0, cpu)
     none = torch.zeros(0, dtype=torch.int64)

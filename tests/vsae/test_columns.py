@@ -143,6 +143,9 @@ def test_zipf_aux_is_auxk_of_the_under_used():
     expected = counts.sum() / (1 + ranks) / (1 / torch.arange(1, N + 1)).sum()
     under = (counts < 0.5 * expected).nonzero().squeeze(1)
     assert 0 < len(under) < N
-    got, want = (term(Seen(sae, x, x, output, spread(x), dead)) for term, dead in ((ZipfAux(1.0), None), (auxk, under)))
+    got, want = (
+        term(Seen(sae, x, x, output, (x - output.x_hat).square().sum(), spread(x), dead))
+        for term, dead in ((ZipfAux(1.0), None), (auxk, under))
+    )
     torch.testing.assert_close(got, want)
     assert got > 0

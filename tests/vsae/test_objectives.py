@@ -80,7 +80,7 @@ def test_auxk_is_its_equation_with_the_same_gradients(n_dead, sparsifier):
     dead = torch.randperm(N)[:n_dead]
     output = sae(x)
     x_hat = output.x_hat
-    got = auxk(Seen(sae, x, x, output, spread(x), dead))
+    got = auxk(Seen(sae, x, x, output, (x - output.x_hat).square().sum(), spread(x), dead))
 
     residual = (x - x_hat).detach()
     u = (x - sae.b_dec) @ sae.encoder.weight.T + sae.encoder.bias

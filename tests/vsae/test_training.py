@@ -317,7 +317,7 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_from_before(data, tmp_path,
     source, _ = data
 
     def runaway(loss):
-        return loss._replace(output=loss.output._replace(x_hat=loss.output.x_hat * 100))
+        return loss._replace(error=loss.error * 10_000)
 
     breaking(monkeypatch, 41, runaway)
     config = TrainConfig(tokens=1000 * 512, batch_size=512, check_every=10, checkpoint_every=5, tracker="none")

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -46,9 +45,8 @@ class Gauge:
     @torch.no_grad()
     def add(self, step: int, loss: Loss, grad_norm: Float[Tensor, ""]) -> None:
         """Note step number `step` (from 0), without a device sync."""
-        error = F.mse_loss(loss.output.x_hat.float(), loss.target, reduction="sum")
         active = parallel.sum_latents((loss.output.code.values != 0).sum().float())
-        total, error, active = parallel.sum_rows(torch.stack([loss.total.detach().float(), error, active]))
+        total, error, active = parallel.sum_rows(torch.stack([loss.total.detach().float(), loss.error.float(), active]))
         nmse = error / (parallel.all_rows(len(loss.target)) * self.spread)
         l0 = active / parallel.all_rows(len(loss.output.code.values))
         self.window[step % len(self.window)] = torch.stack([total, grad_norm.float(), nmse, l0])
