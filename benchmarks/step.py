@@ -68,9 +68,9 @@ class Contestant:
                 return json.loads(line)
         return {"problem": f"{self.name} ended without a word (exit {self.process.wait()})"}
 
-    def turn(self, counted: bool) -> None:
+    def turn(self, counted: bool, steps: int = 2) -> None:
         assert self.process.stdin is not None
-        print("step", file=self.process.stdin, flush=True)
+        print(steps, file=self.process.stdin, flush=True)
         found = self.answer()
         if "problem" in found:
             self.problem = found["problem"]
@@ -81,13 +81,13 @@ class Contestant:
 
 
 def measured(
-    names: list[str], shape: list[int], rounds: int, threads: int, peers: dict[str, str], encode: bool
+    names: list[str], shape: list[int], rounds: int, threads: int, peers: dict[str, str], encode: bool, steps: int = 2
 ) -> list[Contestant]:
     contestants = [Contestant(name, shape, threads, peers.get(name), encode) for name in names]
     for number in range(rounds + 2):  # two rounds to warm up
         for each in contestants:
             if each.problem is None:
-                each.turn(counted=number >= 2)
+                each.turn(number >= 2, steps)
     for each in contestants:
         each.process.kill()
     return contestants
@@ -165,6 +165,12 @@ def main() -> None:
     )
     parser.add_argument("--encode", action="store_true", help="encoding alone")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER", help="where a peer is installed")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2,
+        help="steps counted in a turn; more of them tell less of what a turn before left in caches",
+    )
     parser.add_argument("--grow", type=Path, metavar="FILE.png", help="vary d, n, k and batch, and draw")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample, too")
     given = parser.parse_args()
@@ -175,7 +181,7 @@ def main() -> None:
         given.grow.with_suffix(".json").write_text(json.dumps(grown, indent=1))
         print(f"wrote {given.grow} and {given.grow.with_suffix('.json')}")
         return
-    found = measured(given.only, given.shape, given.rounds, given.threads, peers, given.encode)
+    found = measured(given.only, given.shape, given.rounds, given.threads, peers, given.encode, given.steps)
     Console(width=120).print(table(found, given.shape, given.encode))
     if given.json:
         samples = {each.name: {"seconds": each.times, "processor": each.processor} for each in found}

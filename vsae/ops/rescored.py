@@ -54,7 +54,7 @@ class Trust(nn.Module):
     calls: Tensor
     lost: Tensor
 
-    def __init__(self, forms: tuple[str, ...] = ("bf16",), every: int = 64, rows: int = 64):
+    def __init__(self, forms: tuple[str, ...] = ("bf16",), every: int = 64, rows: int = 256):
         super().__init__()
         self.forms, self.every, self.rows = forms, every, rows
         self.register_buffer("found", torch.zeros((), dtype=torch.float64))
