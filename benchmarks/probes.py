@@ -8,9 +8,9 @@ as there are (entry, class) pairs, on the same threads, which every step of ever
 """
 
 import argparse
-import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csc_array
@@ -53,26 +53,33 @@ def limit(pairs: int, classes: int, threads: int) -> float:
     return (time.perf_counter() - start) * pairs / (turns // threads * threads * part.size)
 
 
+def held(what: str) -> float:
+    """MB of this process, now (VmRSS) or at most (VmHWM); Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 2**10
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("patches", 1_000_000), ("latents", 16_384), ("classes", 151), ("k", 32), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     o = parser.parse_args()
     codes, labels = made_up(o.patches, o.latents, o.classes, o.k)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making them up
+    before = held("VmRSS")
     start, used = time.perf_counter(), time.process_time()
     found = fit_probes(codes, labels, o.classes, threads=o.threads)
     clock, used = time.perf_counter() - start, time.process_time() - used
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    peak = held("VmHWM") - before
     answer = sum(each.nbytes for each in (found.weight, found.bias, found.loss)) / 2**20
     least = limit(codes.nnz * o.classes, o.classes, o.threads)
-    held = (codes.data.nbytes + codes.indices.nbytes + codes.indptr.nbytes) / 2**20
+    sparse = (codes.data.nbytes + codes.indices.nbytes + codes.indptr.nbytes) / 2**20
     densest = np.diff(codes.indptr).max()
     print(
         f"{o.patches:,} patches, {o.latents:,} latents, {o.classes} classes, {codes.nnz:,} entries (the densest latent: {densest:,}), {o.threads} threads\n"
         f"{clock:.0f} s by the clock, {used:.0f} s of processor, {used / codes.nnz * 1e6:.1f} microseconds an entry\n"
         f"one exponential of every (entry, class): {least:.0f} s; {clock / least:.1f} x\n"
-        f"memory: codes {held:.0f} MB; over them {peak:.0f} MB at most, {answer:.0f} of it the answer"
+        f"memory: codes {sparse:.0f} MB; over them {peak:.0f} MB at most, {answer:.0f} of it the answer"
     )
 
 
