@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vsae.code import Code
 from vsae.ops.coarse import coarse
-from vsae.ops.largest import Magnitudes, largest
+from vsae.ops.largest import Magnitudes, largest, roughly
 from vsae.ops.sparse import dots, entries, pick
 
 EXTRA = 16
@@ -34,7 +34,9 @@ def encode_topk(
     """As `vsae.ops.encode_topk`, but for entries whose coarse value is not among the k + extra largest. `signed`: the largest in magnitude, with their signs."""
     with torch.no_grad():
         wide = min(k + extra, len(weight))
-        candidates = torch.cat([largest(u.abs_() if signed else u, wide) for u in coarse(x, weight, bias, form)])
+        candidates = torch.cat(
+            [largest(u.abs_() if signed else u, wide, roughly) for u in coarse(x, weight, bias, form)]
+        )
         exact = dots(x, weight, candidates) + bias[candidates]
         values, slots = (exact.abs() if signed else exact).topk(k, sorted=False)
         values, indices = exact.gather(1, slots) if signed else values, candidates.gather(1, slots)
