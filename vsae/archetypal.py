@@ -82,12 +82,12 @@ class RelaxedArchetypal(Dictionary):
     def project_(self) -> None:
         self._cache = None
         for (rows,) in row_pieces(self.W):
-            sums = rows.relu().sum(1, keepdim=True)
-            empty = sums == 0
+            empty = rows.amax(1, keepdim=True) <= 0
             best = (
                 rows.argmax(1, keepdim=True) if rows.is_cuda or empty.any() else None
             )  # on a CPU asking is the cheaper
-            rows.relu_().div_(torch.where(empty, 1, sums))
+            rows.relu_()
+            rows.div_(rows.sum(1, keepdim=True).masked_fill_(empty, 1))
             if best is not None:
                 rows.scatter_add_(1, best, empty.to(rows.dtype))
         norms = torch.linalg.vector_norm(self.Lambda, dim=1, keepdim=True)

@@ -13,7 +13,7 @@ from vsae.encoders import Linear
 from vsae.ops import coarse as forms
 from vsae.ops import rescored
 from vsae.ops.coarse import coarse
-from vsae.ops.largest import Magnitudes, largest
+from vsae.ops.largest import MOST_PLACES, Magnitudes, largest, roughly
 from vsae.ops.rescored import Trust
 from vsae.ops.scratch import scratch
 from vsae.preactivations import Affine
@@ -49,6 +49,23 @@ def test_the_largest_are_those_of_topk(n, k, dtype):
     assert torch.equal(u.gather(1, found).sort(1).values, u.topk(k).values.sort(1).values)
 
 
+@pytest.mark.parametrize(("n", "k"), [(1024, 8), (1000, 8), (48, 48), (16, 1), (MOST_PLACES, 64), (MOST_PLACES + 1, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32])
+def test_a_rough_look_finds_all_that_are_larger_by_a_thousandth_and_every_positive_number(n, k, dtype):
+    u = torch.randn(50, n, generator=torch.Generator().manual_seed(n))
+    u[:10, ::16] += 5
+    u[10:20] -= 3  # fewer above zero than are looked for, mostly
+    u = (1e6 * u).to(dtype)
+    before = u.clone()
+    found = largest(u, k, roughly)
+    assert torch.equal(u, before)
+    assert all(len(set(row)) == k for row in found.tolist())
+    got, least = u.double().gather(1, found), u.double().topk(k).values[:, -1:]
+    assert ((got >= 0.998 * least) | (least <= 0)).all()
+    positive = (u > 0).sum(1).clamp(max=k)
+    assert torch.equal((got > 0).sum(1), positive)
+
+
 FORMS = ("int8", "bf16")
 
 
@@ -66,12 +83,12 @@ def test_values_and_gradients_are_the_exact_selections(form, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_low_precision_cannot_tell_apart_is_told_apart_by_rescoring(form):
-    weight = torch.ones(N, D) + 1e-4 * torch.arange(N)[:, None]  # a few steps of bfloat16, a dozen of int8
+    weight = torch.ones(N, D) + 1e-4 * torch.arange(N).flip(0)[:, None]  # a few steps of bfloat16, a dozen of int8
     x = torch.full((3, D), 0.5)
     best = rescored.encode_topk(x, weight, torch.zeros(N), K, form, extra=N - K)
-    assert set(best.indices[0].tolist()) == set(range(N - K, N))
+    assert set(best.indices[0].tolist()) == set(range(K))
     few = rescored.encode_topk(x, weight, torch.zeros(N), K, form, extra=0)
-    assert set(few.indices[0].tolist()) != set(range(N - K, N))
+    assert set(few.indices[0].tolist()) != set(range(K))
 
 
 def test_int8_numbers_are_those_of_the_formula():
