@@ -3,16 +3,17 @@
     python benchmarks/recipes.py --store stores/flickr8k-train --val stores/flickr8k-val --out eval/recipes [--recipes topk ra_topk] [--n-latents 512 --k 16 --tokens 307200]
 
 Without --val a fifth of the store's photos is held out. The same command goes on where it was stopped: finished runs in OUT/runs are not trained again. OUT/table.md
-is written anew after each recipe. All recipes have the same rate, tokens and seeds, and their own defaults otherwise. gba and top_afa cannot be told an L0.
+is written anew after each recipe. All recipes have the same rate, tokens and seeds, and their own defaults otherwise. gba and top_afa cannot be told an L0, and others
+end near what they are told; so each row has beside it what `topk` comes to at the same L0 (--frontier: its k, trained in the same way).
 
     NMSE       about the mean of the held-out rows; 1: the mean predictor
+    topk there NMSE of topk at this L0: a straight line between its two nearest k, in log L0 and log NMSE
     silent     share of latents that spoke on no held-out row
     stability  mean cosine of atoms paired one to one between seeds (evals.stability)
     in brackets: the same before training; of what is fitted once (pca to itda), fitted to normal rows of the same mean and covariance
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument(
         "--told", nargs="*", default=[], metavar="NAME=K", help="another k for recipes that leave slots empty"
     )
+    parser.add_argument("--frontier", type=int, nargs="*", default=[], metavar="K", help="k of topk to compare with")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
@@ -60,18 +62,16 @@ def main() -> None:
     else:
         source = StoreSource(site, Select(("patch",), (0.0, HELD_OUT)))
         val = StoreSource(site, Select(("patch",), (HELD_OUT, 1.0)))
-    table = Table("recipe", "L0", "NMSE", "silent", "stability", "excess", "unmatched")
+    table = Table("recipe", "L0", "NMSE", "topk there", "silent", "stability", "excess", "unmatched")
+    frontier = [point(k, source, val, options) for k in sorted(options.frontier)]
     for name in track(options.recipes, "recipes", len(options.recipes)):
-        table.add_row(name, *row(name, source, val, options))
+        table.add_row(name, *row(name, source, val, options, frontier))
         write_text(options.out / "table.md", markdown(table))
     print((options.out / "table.md").read_text("utf-8"))
 
 
-def row(name: str, source: StoreSource, val: StoreSource, options: argparse.Namespace) -> list[str]:
-    """Train once a seed, and measure."""
-    asked = dict(each.split("=") for each in options.told)
-    recipe = sized(RECIPES[name](), options.n_latents, int(asked.get(name, options.k)), source.d_model)
-    config = vsae.TrainConfig(
+def configured(options: argparse.Namespace, seed: int) -> vsae.TrainConfig:
+    return vsae.TrainConfig(
         tokens=options.tokens,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -79,10 +79,39 @@ def row(name: str, source: StoreSource, val: StoreSource, options: argparse.Name
         tracker="none",
         device="cpu",
         eval_every=0,
+        seed=seed,
     )
+
+
+def point(k: int, source: StoreSource, val: StoreSource, options: argparse.Namespace) -> tuple[float, float]:
+    """(L0, NMSE) of topk with this k, a mean over seeds."""
+    found = []
+    for seed in range(options.seeds):
+        out = options.out / "runs" / (f"topk-{seed}" if k == options.k else f"topk-k{k}-{seed}")
+        recipe = sized(RECIPES["topk"](), options.n_latents, k, source.d_model)
+        run = vsae.train(source, recipe, out, configured(options, seed), val, progress=False)
+        found.append((run.meta["metrics"]["val"]["l0"], run.meta["metrics"]["val"]["nmse"]))
+    l0, nmse = np.mean(found, axis=0)
+    return float(l0), float(nmse)
+
+
+def there(l0: float, frontier: list[tuple[float, float]]) -> str:
+    """NMSE of topk at this L0, where it lies between two of its k."""
+    if len(frontier) < 2 or not frontier[0][0] <= l0 <= frontier[-1][0]:
+        return "-"
+    at, nmse = np.log(np.array(frontier)).T
+    return f"{np.exp(np.interp(np.log(l0), at, nmse)):.3f}"
+
+
+def row(
+    name: str, source: StoreSource, val: StoreSource, options: argparse.Namespace, frontier: list[tuple[float, float]]
+) -> list[str]:
+    """Train once a seed, and measure."""
+    asked = dict(each.split("=") for each in options.told)
+    recipe = sized(RECIPES[name](), options.n_latents, int(asked.get(name, options.k)), source.d_model)
     after, before = [], []
     for seed in range(options.seeds):
-        config = replace(config, seed=seed)
+        config = configured(options, seed)
         before.append(untrained(recipe, source, config))
         run = vsae.train(source, recipe, options.out / "runs" / f"{name}-{seed}", config, val, progress=False)
         after.append((run.sae, run.meta["metrics"]["val"]))
@@ -93,11 +122,12 @@ def row(name: str, source: StoreSource, val: StoreSource, options: argparse.Name
     def seeds(score: str) -> Estimate:
         return over(np.array([found[score] for _, found in after]), float(np.mean([vars(f)[score] for f in floors])))
 
-    codes = [cell(seeds(score), score) for score in ("l0", "nmse", "dead_share")]
+    l0, nmse, silent = (cell(seeds(score), score) for score in ("l0", "nmse", "dead_share"))
+    beside = there(seeds("l0").value, frontier)
     signed = after[0][0].capabilities.signed
     found = stability([sae.atoms for sae, _ in after], [sae.atoms for sae in before], signed)
     excess = "-" if found.excess is None else f"{found.excess:.3f}"
-    return [*codes, cell(found.stability, "stability"), excess, f"{found.unmatched:.3f}"]
+    return [l0, nmse, beside, silent, cell(found.stability, "stability"), excess, f"{found.unmatched:.3f}"]
 
 
 if __name__ == "__main__":
