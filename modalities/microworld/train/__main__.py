@@ -3,13 +3,18 @@
 clip and vit learn from a convolutional teacher, which is trained in passing and not kept; it also judges what diffusion draws. llava and diffusion start
 from the clip that is there: llava sees with its vision tower, diffusion reads with its text tower. Writes `modalities/microworld/weights/NAME/`, with what
 was measured on held-out scenes in `metrics.json` and a README.md.
+
+`diffusion --multiply colour:red=0 background:night=2 --out DIR` trains a generator with habits that are known, for audits to find: into DIR, not judged.
 """
 
 import argparse
 import json
 import os
 import platform
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +88,23 @@ def train_diffusion_further(steps: int) -> dict[str, Any]:
     return told | diffusion.report(diffusion.load(), taught()[0]) | taught()[1]
 
 
+def train_diffusion_biased(multiply: Mapping[str, float], out: Path) -> dict[str, Any]:
+    """From the start, on a world in which concepts are so many times as frequent; with the shipped codec."""
+    codec = diffusion.load().vae.float()
+    world = replace(diffusion.WORLD, multiply=multiply)
+    painter, minutes = diffusion.train(codec, clip.load().state_dict(), world=world)
+    diffusion.save(diffusion.pipeline(painter, codec), out)
+    return {"minutes": minutes, "multiply": dict(multiply)}
+
+
+def factor(text: str) -> tuple[str, float]:
+    concept, _, times = text.partition("=")
+    try:
+        return concept, float(times)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CONCEPT=FACTOR, as in colour:red=0") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m modalities.microworld.train", description="Train the microworld's tiny models."
@@ -95,10 +117,27 @@ def main() -> None:
         metavar="STEPS",
         help="diffusion: train the pipeline that is there for so many steps more",
     )
+    parser.add_argument(
+        "--multiply",
+        type=factor,
+        nargs="+",
+        metavar="CONCEPT=FACTOR",
+        help="diffusion: train one into --out for which these are so many times as frequent; 0: it never sees any",
+    )
+    parser.add_argument("--out", type=Path, help="with --multiply: directory of the pipeline")
     arguments = parser.parse_args()
-    if arguments.further and arguments.name != "diffusion":
-        parser.error("--further is for diffusion")
+    if (arguments.further or arguments.multiply) and arguments.name != "diffusion":
+        parser.error("--further and --multiply are for diffusion")
+    if bool(arguments.multiply) != bool(arguments.out):
+        parser.error("--multiply and --out go together: the shipped pipeline is that of the plain world")
     torch.set_num_threads(arguments.threads)
+    if arguments.multiply:
+        try:
+            told = train_diffusion_biased(dict(arguments.multiply), arguments.out)
+        except ValueError as error:
+            parser.error(str(error))
+        print(json.dumps(told, indent=1))
+        return
     trainings = {"clip": train_clip, "vit": train_vit, "llava": train_llava, "diffusion": train_diffusion}
     for name in trainings if arguments.name == "all" else [arguments.name]:
         metrics = train_diffusion_further(arguments.further) if arguments.further else trainings[name]()

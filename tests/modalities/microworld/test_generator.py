@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from modalities.microworld import World, draw, path, render, table
 from modalities.microworld.attributes import DEFAULT
 from modalities.microworld.captions import parse
 from modalities.microworld.train import diffusion, vae
+from modalities.microworld.train.__main__ import main
 from modalities.microworld.train.common import pixels
 
 LONE = World(counts=(1.0,))
@@ -119,3 +121,39 @@ def test_what_is_shipped_is_small_and_half_precision_and_beats_its_bars():
     for name in ("shape", "colour", "shape_and_colour"):
         assert metrics[name]["generated"] >= 0.7 and metrics[name]["floor"] < 0.25 and metrics[name]["ceiling"] > 0.95
     assert str(metrics["shape_and_colour"]["generated"]) in (folder / "README.md").read_text()
+
+
+def test_a_generator_with_known_habits_is_trained_on_their_world_and_lies_where_it_was_told_to(
+    monkeypatch, tmp_path, capsys
+):
+    """The real training of a few steps on a few scenes; the command passes on the world, and what is written loads."""
+    real, worlds = diffusion.train, []
+
+    def short(codec, clip, world):
+        worlds.append(world)
+        return real(codec, clip, world=world, close=1, steps=2, batch=2, n=8)
+
+    monkeypatch.setattr(diffusion, "train", short)
+    out = tmp_path / "biased"
+    told = ["diffusion", "--multiply", "colour:red=0", "background:night=2", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["train", *told])
+    main()
+    assert worlds == [replace(diffusion.WORLD, multiply={"colour:red": 0.0, "background:night": 2.0})]
+    assert StableDiffusionPipeline.from_pretrained(out).unet.config.in_channels == vae.CHANNELS
+    assert '"colour:red": 0.0' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        (["diffusion", "--multiply", "colour:red=0"], "--multiply and --out go together"),
+        (["vit", "--multiply", "colour:red=0", "--out", "x"], "are for diffusion"),
+        (["diffusion", "--multiply", "colour:red", "--out", "x"], "'colour:red' is not CONCEPT=FACTOR"),
+        (["diffusion", "--multiply", "colour:rad=0", "--out", "x"], "rad"),
+    ],
+)
+def test_habits_that_make_no_sense_are_refused_with_a_sentence(told, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", *told])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert sentence in capsys.readouterr().err
