@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 from safetensors.torch import load_file
 
 from evals import attributes, recovery_runs
 from vsae import cli
 from vsae.activations import ActivationStore
+from vsae.evaluations import shown
 from vsae.files import read_json
 from vsae.recipes import FIXED, RECIPES
 from vsae.run import Run
@@ -409,3 +411,11 @@ def test_stability_of_runs_from_another_library_is_refused(home, tmp_path, capsy
     for runs in ((tmp_path / "a", tmp_path / "b"), (home / "run", tmp_path / "b")):
         error = fails(capsys, "eval", "stability", *runs, home / "store")
         assert "comes from another library, which does not say how to start it anew" in error
+
+
+def test_a_table_in_a_pipe_loses_no_number(capsys):
+    table = Table(*(f"column {i}" for i in range(14)))
+    table.add_row(*(f"0.{i:03} (0.100 to 0.200)" for i in range(14)))
+    shown(table)
+    printed = capsys.readouterr().out
+    assert all(f"0.{i:03} (0.100 to 0.200)" in printed for i in range(14)) and "…" not in printed

@@ -114,8 +114,19 @@ def show_page(name: str) -> None:
 
 def told(table: "Table", out: Path) -> Path:
     """Print what was found, and where it is."""
-    from rich.console import Console
-
-    Console().print(table)
+    shown(table)
     print(f"wrote {out / 'result.json'}")
     return out
+
+
+def shown(table: "Table") -> None:
+    """Print a table; all of it into a file or a pipe, whose width nobody knows."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(
+            console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum
+        )
+    console.print(table)

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from vsae import audit_jobs, jobs
-from vsae.evaluations import told
+from vsae.evaluations import shown, told
 from vsae.progress import track
 from vsae.reading import images_of, opened, site_of
 
 
 def ood(job: jobs.EvalOod) -> Path:
     """Measure what tells stores out of distribution from one in it; returns the directory with result.json and the figure."""
-    from rich.console import Console
 
     from evals import ood_dense, ood_runs, ood_shown
     from vsae.activations import ActivationStore
@@ -46,7 +45,7 @@ def ood(job: jobs.EvalOod) -> Path:
         track=track,
     )
     if found.probes:
-        Console().print(ood_shown.shift_table(found))
+        shown(ood_shown.shift_table(found))
     return told(ood_shown.table(found), out)
 
 
@@ -86,7 +85,6 @@ def blindspots(job: audit_jobs.EvalBlindspots) -> Path:
 def filtering(job: audit_jobs.EvalFiltering) -> Path:
     """Score pairs and measure the scores on planted mismatches; returns the directory with result.json, scores.json and the figure."""
     import numpy as np
-    from rich.console import Console
 
     from evals import filtering_runs, retraining, retraining_runs
     from modalities.data import Sample, open_dataset
@@ -130,7 +128,7 @@ def filtering(job: audit_jobs.EvalFiltering) -> Path:
             seed=job.seed,
             track=track,
         )
-        Console().print(retraining.table(retrained.found, retrained.clean))
+        shown(retraining.table(retrained.found, retrained.clean))
     found = filtering_runs.report(
         run, first, scored, matched, out, planted=planted, retrained=retrained, resamples=job.resamples, seed=job.seed
     )

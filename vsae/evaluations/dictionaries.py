@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vsae import suite_jobs
-from vsae.evaluations import told
+from vsae.evaluations import shown, told
 from vsae.progress import track
 from vsae.reading import images_of, opened
 
@@ -126,7 +126,6 @@ def monosemanticity(job: suite_jobs.EvalMonosemanticity) -> Path:
 
 def modality(job: suite_jobs.EvalModality) -> Path:
     """Tell a run's latents apart by modality; returns the directory with result.json and the figure."""
-    from rich.console import Console
 
     from evals import modality_runs
     from vsae.activations import ActivationStore
@@ -160,7 +159,7 @@ def modality(job: suite_jobs.EvalModality) -> Path:
         track=track,
     )
     if found.concepts is not None:
-        Console().print(modality_runs.concept_table(found.concepts))
+        shown(modality_runs.concept_table(found.concepts))
     return told(modality_runs.table(found.modality), out)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vsae.evaluations import told
+from vsae.evaluations import shown, told
 from vsae.progress import track
 from vsae.reading import images_of, opened
 from vsae.segmentation_jobs import EvalSegmentation
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 def segmentation(job: EvalSegmentation) -> Path:
     """Measure a run's latents against masks, beside baselines; returns the directory with result.json and the figure."""
-    from rich.console import Console
 
     from evals import masks, segmentation_runs, segmentation_shown
     from modalities.data import open_dataset
@@ -48,7 +47,7 @@ def segmentation(job: EvalSegmentation) -> Path:
         track=track,
     )
     if found.audit:
-        Console().print(segmentation_shown.audit_table(found.audit))
+        shown(segmentation_shown.audit_table(found.audit))
     return told(segmentation_shown.table(found), out)
 
 
