@@ -29,11 +29,11 @@ class Reading(NamedTuple):
     def of(chunk: Chunk, job: Mapping[str, Any]) -> "Reading":
         """Raises ValueError for values that are not finite in the dtype of the store, or do not fit their samples."""
         names = job["kind_names"]
-        pad = names.index("pad") if "pad" in names and not job["keep_pad"] else None
+        pad = names.index("pad") if "pad" in names else None
         samples = [_sample_row(row) for row in chunk.samples]
         keys, index = [row["key"] for row in samples], torch.arange(len(samples))
         rows = {
-            site: rows_of(site, tokens, index, keys, DTYPES[job["dtype"]], pad)
+            site: rows_of(site, tokens, index, keys, DTYPES[job["dtype"]], pad, job["keep_pad"])
             for site, tokens in (chunk.activations.items() if samples else ())
         }
         entry = {
@@ -62,22 +62,25 @@ def rows_of(
     keys: list[str],
     dtype: torch.dtype,
     pad: int | None,
+    keep_pad: bool,
 ) -> Batch:
-    """The tokens of a batch as rows in the stored dtype, without padding. Raises ValueError naming site and sample for NaN or infinity."""
+    """The tokens of a batch as rows in the stored dtype. Raises ValueError naming site and sample for NaN or infinity.
+
+    A position counts from the first token that is no padding (`pad` is that kind), so that a sample has the same ones whatever it was batched
+    with; padding before it, where it is kept, has negative ones.
+    """
     n, n_tokens, d_model = tokens.values.shape
     if n != len(keys) or tokens.kinds.shape != (n, n_tokens):
         raise ValueError(
             f"{site}: values {tuple(tokens.values.shape)} and kinds {tuple(tokens.kinds.shape)} do not fit {len(keys)} samples."
         )
     values = tokens.values.detach().reshape(-1, d_model).cpu()
-    kinds = tokens.kinds.reshape(-1).cpu()
-    rows = Batch(
-        values.to(dtype),
-        kinds,
-        samples.repeat_interleave(n_tokens),
-        torch.arange(n_tokens, dtype=torch.int32).repeat(n),
-    )
-    if pad is not None and (kinds == pad).any():
+    kinds, positions = tokens.kinds.cpu(), torch.arange(n_tokens, dtype=torch.int32).expand(n, -1)
+    if pad is not None:
+        positions = positions - (kinds == pad).int().cumprod(1).sum(1, keepdim=True, dtype=torch.int32)
+    kinds = kinds.reshape(-1)
+    rows = Batch(values.to(dtype), kinds, samples.repeat_interleave(n_tokens), positions.reshape(-1))
+    if pad is not None and not keep_pad and (kinds == pad).any():
         keep = kinds != pad
         values, rows = values[keep], Batch(*(column[keep] for column in rows))
     if not torch.isfinite(rows.values).all():

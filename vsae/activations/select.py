@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 Part = tuple[float | int, float | int]
 
@@ -18,7 +18,7 @@ Part = tuple[float | int, float | int]
 class Select:
     """Rows of the named token kinds (None: all but padding), of the samples whose `shares_of([key])` lies in [part[0], part[1]).
 
-    skip: leaves out the first so many tokens of every sample, of whatever kind; padding does not count. The first token of a language model's context
+    skip: leaves out the first so many tokens of every sample, of whatever kind: positions below it. The first token of a language model's context
     has a norm that takes over a dictionary (its attention sink), whether it is a mark (kind special) or a word.
     """
 
@@ -56,22 +56,6 @@ class Select:
         """True for each sample of the part."""
         shares = shares_of(keys)
         return (shares >= self.part[0]) & (shares < self.part[1])
-
-    def later(
-        self,
-        samples: Int[np.ndarray, "rows"],
-        positions: Int[np.ndarray, "rows"],
-        firsts: Int[np.ndarray, "samples"],
-    ) -> Bool[np.ndarray, "rows"]:
-        """True for each row that is not among the first `skip` of its sample. firsts: as `first_positions` has them."""
-        return positions - firsts[samples] >= self.skip
-
-
-def first_positions(
-    samples: Int[np.ndarray, "rows"], positions: Int[np.ndarray, "rows"], firsts: Int[np.ndarray, "samples"]
-) -> None:
-    """Lower `firsts` to the smallest position of each sample among these rows, which are not padding: padding on the left moves them all."""
-    np.minimum.at(firsts, samples, positions)
 
 
 def shares_of(keys: Iterable[str]) -> Float[np.ndarray, "samples"]:

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Int
 
 from vsae.activations.manifest import SAMPLES, check_files, part_name, read_manifest
 from vsae.activations.moments import Moments, Sums
-from vsae.activations.select import Select, first_positions
-from vsae.activations.shard import DTYPES, META, Columns, open_shard
+from vsae.activations.select import Select
+from vsae.activations.shard import DTYPES, Columns, open_shard
 from vsae.activations.source import Batch
 from vsae.files import digest
 
@@ -168,19 +168,8 @@ class SiteReader:
             mask = select.kind_mask(self.kind_names)[shard.meta("kinds", 0, n)]
             samples = self.sample_mask(select)
             if select.skip:
-                mask &= select.later(shard.meta("samples", 0, n), shard.meta("positions", 0, n), self.firsts)
+                mask &= shard.meta("positions", 0, n) >= select.skip
             return mask if samples is None else mask & samples[shard.meta("samples", 0, n)]
-
-    @cached_property
-    def firsts(self) -> Int[np.ndarray, "samples"]:
-        """Position of each sample's first token that is no padding."""
-        found, token = np.full(len(self.keys), np.iinfo(np.int32).max), Select().kind_mask(self.kind_names)
-        for part in range(len(self.edges) - 1):
-            with open_shard(self.part_path(part), self.d_model, self.dtype) as shard:
-                kinds, samples, positions = (shard.meta(name, 0, shard.n_rows) for name in META)
-            here = token[kinds]
-            first_positions(samples[here], positions[here], found)
-        return found
 
     def sample_mask(self, select: Select) -> Bool[np.ndarray, "samples"] | None:
         """Which samples are of the part; None when all are."""

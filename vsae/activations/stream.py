@@ -19,7 +19,7 @@ from vsae.activations.batches import Batches
 from vsae.activations.chunk import Chunk, MakeChunks
 from vsae.activations.moments import Moments, Sums
 from vsae.activations.rows import rows_of
-from vsae.activations.select import Select, first_positions
+from vsae.activations.select import Select
 from vsae.activations.shard import DTYPES
 from vsae.activations.source import Batch
 from vsae.files import digest
@@ -45,9 +45,8 @@ class StreamSource:
     ) -> None:
         self.make_chunks, self.site, self.select, self.pool_rows = make_chunks, site, select or Select(), pool_rows
         self.fingerprint, self.kind_names, self.dtype = fingerprint, tuple(kind_names), DTYPES[dtype]
-        self._kinds, self._tokens = (
-            torch.from_numpy(each.kind_mask(self.kind_names)) for each in (self.select, Select())
-        )
+        self._kinds = torch.from_numpy(self.select.kind_mask(self.kind_names))
+        self._pad = self.kind_names.index("pad") if "pad" in self.kind_names else None
         self._first: _Pool | None = None
         self.d_model: int = self._first_pool().batch.values.shape[1]
 
@@ -118,13 +117,10 @@ class StreamSource:
             raise ValueError(f"the chunks have no site {self.site!r}, but {', '.join(chunk.activations)}.")
         keys = [str(row["key"]) for row in chunk.samples]
         index = torch.arange(first, first + len(keys))
-        rows = rows_of(self.site, chunk.activations[self.site], index, keys, self.dtype, None)
+        rows = rows_of(self.site, chunk.activations[self.site], index, keys, self.dtype, self._pad, True)
         keep = self._kinds[rows.kinds.long()]
         if self.select.skip:
-            samples, positions = (rows.samples - first).numpy(), rows.positions.numpy()
-            token, firsts = self._tokens[rows.kinds.long()].numpy(), np.full(len(keys), np.iinfo(np.int32).max)
-            first_positions(samples[token], positions[token], firsts)
-            keep &= torch.from_numpy(self.select.later(samples, positions, firsts))
+            keep &= rows.positions >= self.select.skip
         if self.select.part != (0, 1):
             keep &= torch.from_numpy(self.select.sample_mask(keys))[rows.samples - first]
         return rows if keep.all() else Batch(*(column[keep] for column in rows))

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from fake_model import KINDS, Chunk, Tokens, chunk
@@ -58,6 +59,21 @@ def test_the_first_tokens_of_each_sample_are_left_out_whatever_their_kind_and_pa
     about = {"fingerprint": {}, "kind_names": KINDS, "dtype": "float32"}
     streamed = next(StreamSource(padded_chunks, "text", select, **about).batches(len(want), 0, epochs=1)).values[:, 0]
     assert sorted(streamed.tolist()) == sorted(want)
+
+
+@pytest.mark.parametrize("keep_pad", [False, True])
+def test_a_position_is_a_place_in_the_sample_whatever_padding_is_before_it(write, keep_pad):
+    """Otherwise what is known of a token by its position (segments, labels, an atom's origin) would depend on the batch its sample was in."""
+    site = write(make_chunks=padded_chunks, rows_per_shard=7, keep_pad=keep_pad).site()
+    every = site.gather(np.arange(site.n_rows))
+    token = every.kinds != KINDS.index("pad")
+    assert torch.equal(every.positions[token].float(), every.values[token, 0])
+    lengths = [5 - batch % 3 for batch in range(4)]
+    pads = [place for n in lengths for place in range(n - 5, 0)] if keep_pad else []
+    assert every.positions[~token].tolist() == pads
+    about = {"fingerprint": {}, "kind_names": KINDS, "dtype": "float32"}
+    streamed = next(StreamSource(padded_chunks, "text", **about).batches(site.n_rows - len(pads), 0, epochs=1))
+    assert torch.equal(streamed.positions.float(), streamed.values[:, 0])
 
 
 def test_what_is_left_out_is_in_the_description_where_anything_is():
