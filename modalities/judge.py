@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from PIL.Image import Image
+from torch import Tensor
 
 from modalities.causal import CausalModel, next_token_loss
 from modalities.data import Sample
@@ -47,22 +48,45 @@ class Judge:
         self, asked: Sequence[Asked], track: Track = lambda items, what, n: items
     ) -> list[Float[np.ndarray, "options"]]:
         """Log-probability of each option of each question. Raises ValueError where a prompt leaves no answer within the model's length."""
-        rows = [(at, option) for at, each in enumerate(asked) for option in each.options]
-        scores: list[list[float]] = [[] for _ in asked]
-        starts = range(0, len(rows), self.batch_size)
+        found: list[Float[np.ndarray, "options"]] = []
+        starts = range(0, len(asked), self.batch_size)
         for start in track(starts, "judge", len(starts)):
-            some = rows[start : start + self.batch_size]
-            batch = self.model.prepare([sample(asked[at], option) for at, option in some])
-            loss = next_token_loss(self.model.run(batch).logits, batch).cpu()
-            answer = batch["answer"].cpu() & ~loss.isnan()
-            if not bool(answer.any(1).all()):
-                raise ValueError(
-                    "the judge's prompt leaves no token of the answer: shorten it, or load the judge with a larger length."
-                )
-            found = -torch.where(answer, loss, 0).double().sum(1)
-            for (at, _), value in zip(some, found.tolist(), strict=True):
-                scores[at].append(value)
-        return [np.array(each) for each in scores]
+            found += self._chosen(asked[start : start + self.batch_size])
+        return found
+
+    def _chosen(self, asked: Sequence[Asked]) -> list[Float[np.ndarray, "options"]]:
+        """Of a few questions. Where all options of one are single tokens after the same others, its first row has the log-probabilities of all."""
+        rows = [sample(each, option) for each in asked for option in each.options]
+        batch = self.model.prepare(rows)
+        ids, answer = batch["input_ids"].cpu(), batch["answer"].cpu()
+        ends = np.cumsum([len(each.options) for each in asked]).tolist()
+        spans = [slice(end - len(each.options), end) for each, end in zip(asked, ends, strict=True)]
+        short = [number for number, span in enumerate(spans) if single(ids[span], answer[span])]
+        found = torch.zeros(len(rows), dtype=torch.float64)
+        if short:
+            some = self.model.prepare([rows[spans[number].start] for number in short])
+            place = some["answer"].int().argmax(1).cpu()
+            logits = self.model.run(some).logits
+            likely = logits[torch.arange(len(short)), place - 1].float().log_softmax(1).cpu()
+            for row, number in enumerate(short):
+                options = ids[spans[number]][answer[spans[number]]]
+                found[spans[number]] = likely[row, options].double()
+        long = [at for number, span in enumerate(spans) if number not in short for at in range(span.start, span.stop)]
+        for start in range(0, len(long), self.batch_size):
+            here = long[start : start + self.batch_size]
+            found[here] = self._summed([rows[at] for at in here])
+        return [found[span].numpy() for span in spans]
+
+    def _summed(self, rows: Sequence[Sample]) -> Float[Tensor, "rows"]:
+        """Log-probability of each row's answer, token by token."""
+        batch = self.model.prepare(rows)
+        loss = next_token_loss(self.model.run(batch).logits, batch).cpu()
+        answer = batch["answer"].cpu() & ~loss.isnan()
+        if not bool(answer.any(1).all()):
+            raise ValueError(
+                "the judge's prompt leaves no token of the answer: shorten it, or load the judge with a larger length."
+            )
+        return -torch.where(answer, loss, 0).double().sum(1)
 
     def say(self, prompt: str, image: Image | None = None, tokens: int = 24) -> str:
         """The judge's own words, greedily, on one line."""
@@ -70,6 +94,15 @@ class Judge:
         ids = self.model.generate(batch, max_new_tokens=tokens, do_sample=False)
         told = self.model.tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         return " ".join(told.split())
+
+
+def single(ids: Int[Tensor, "options length"], answer: Bool[Tensor, "options length"]) -> bool:
+    """Whether the rows differ in one token only, their whole answer, and something is before it."""
+    place = answer[0].int().argmax()
+    same = ids == ids[0]
+    same[:, place] = True
+    alone = bool((answer.sum(1) == 1).all()) and bool(answer[:, place].all()) and place > 0
+    return alone and bool(same.all())
 
 
 def sample(asked: Asked, answer: str | None) -> Sample:
