@@ -25,7 +25,11 @@ class Prompts:
     fuzzing: str = "Only a part of this picture is lit. Does the lit part show {}? Answer yes or no."
     intruder: str = "These pictures are numbered from the left, 1 to 5. All but one show the same thing. Which number is the odd one out? Answer with the number."
     explain_texts: str = "What do these texts have in common? Answer with a few words.\n{}"
+    explain_marked: str = (
+        "What do the parts between << and >> of these texts have in common? Answer with a few words.\n{}"
+    )
     detection_texts: str = "Text: {0}\nIs this text about {1}? Answer yes or no."
+    fuzzing_texts: str = "Text: {0}\nIs the part between << and >> about {1}? Answer yes or no."
     intruder_texts: str = "All but one of these texts have something in common. Which number is the odd one out? Answer with the number.\n{}"
 
 
@@ -41,6 +45,8 @@ class Material:
     embed: Callable[[Sequence[str]], Float[np.ndarray, "texts d"]] | None = None
     embeddings: Float[np.ndarray, "rows d"] | None = None
     """CLIP's of texts and of the rows' images; both or none."""
+    marked: Callable[[int, int, int | None], str] | None = None
+    """(row, latent, seed): the text with << and >> around the tokens where the latent is active; with a seed, around as many others. None: not known."""
 
 
 Question = tuple[int, Any, Asked, Asked, list[str]]
@@ -79,16 +85,23 @@ def fuzzing(
     said: Sequence[str],
     null: Int64[np.ndarray, "n"],
     material: Material,
+    captions: bool,
     prompts: Prompts,
     seed: int,
 ) -> list[Question]:
-    """Every active picture twice: lit where the latent is active, and elsewhere."""
+    """Every active picture (or text) twice: lit (or marked) where the latent is active, and elsewhere."""
     found: list[Question] = []
     for at, each in enumerate(drawn):
         for row in each.active.tolist():
             for right, elsewhere in ((YES, None), (NO, seed + row)):
-                image = material.lit(row, each.latent, elsewhere)
-                both = [Asked(prompts.fuzzing.format(words), (YES, NO), image) for words in (said[at], said[null[at]])]
+                words = (said[at], said[null[at]])
+                if captions:
+                    assert material.marked is not None
+                    text = material.marked(row, each.latent, elsewhere)
+                    both = [Asked(prompts.fuzzing_texts.format(text, each_said), (YES, NO)) for each_said in words]
+                else:
+                    image = material.lit(row, each.latent, elsewhere)
+                    both = [Asked(prompts.fuzzing.format(each_said), (YES, NO), image) for each_said in words]
                 found.append((at, right, both[0], both[1], [material.key(row)]))
     return found
 
@@ -115,6 +128,21 @@ def intruders(
                     both.append(Asked(prompts.intruder, options, sheet([material.picture(row) for row in some], True)))
             found.append((at, str(place + 1), both[0], both[1], [material.key(row) for row in rows]))
     return found
+
+
+def mark(text: str, spans: Sequence[tuple[int, int]], tokens: Sequence[int]) -> str:
+    """The text with << and >> around these tokens; neighbours share a pair, and white space stays outside."""
+    lit = np.zeros(len(text) + 2, bool)
+    for token in tokens:
+        lit[spans[token][0] + 1 : spans[token][1] + 1] = True
+    edges = np.flatnonzero(np.diff(lit.astype(np.int8))).tolist()
+    found, done = "", 0
+    for begin, end in zip(edges[::2], edges[1::2], strict=True):
+        part = text[begin:end]
+        if words := part.strip():
+            part = part.replace(words, f"<<{words}>>", 1)
+        found, done = found + text[done:begin] + part, end
+    return found + text[done:]
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from scipy.sparse import csc_array
 from evals import explaining
 from evals.embedded import embedded
 from evals.explaining import Drawn
-from evals.explaining_asked import Material
+from evals.explaining_asked import Material, mark
 from evals.pooling import BothSigns, pool
 from evals.recovery_runs import parts
 from vsae.activations import Select, fingerprint, whole_samples
@@ -51,12 +51,20 @@ class Codes:
         return explaining.draw(self.scores, first, latents, shown, asked, seed, among)
 
     def material(
-        self, drawn: Sequence[Drawn], picture: Picture | None, encoder: SiteReader | None, embed: Any
+        self,
+        drawn: Sequence[Drawn],
+        picture: Picture | None,
+        encoder: SiteReader | None,
+        embed: Any,
+        spans: Callable[[str], list[tuple[int, int]]] | None = None,
     ) -> Material:
-        """Pictures (None: there are none to see), texts and embeddings of the drawn samples. Raises ValueError."""
+        """Pictures (None: there are none to see), texts and embeddings of the drawn samples. Raises ValueError.
+
+        spans: of the tokens that were read of a text; texts are then cut after the last one, and the active ones can be marked.
+        """
         table = self.site.samples.to_pylist()
         keys = [table[at]["key"] for at in self.samples.tolist()]
-        lit = self.cells(drawn) if picture is not None else {}
+        lit = self.cells(drawn) if picture is not None or spans is not None else {}
         E = None
         if encoder is not None:
             rows, found = embedded(encoder, keys, batch_size=self.batch_size, track=self.track)
@@ -92,9 +100,19 @@ class Codes:
         def text(row: int) -> str:
             if not (said := table[self.samples[row]]["caption"]):
                 raise ValueError(f"sample {keys[row]!r} has no caption to ask about.")
-            return said
+            return said[: max(end for _, end in spans(said))] if spans else said
 
-        return Material(lambda row: keys[row], seen, light, text, embed, E)
+        def marked(row: int, latent: int, seed: int | None) -> str:
+            assert spans is not None
+            whole, (cells, _) = table[self.samples[row]]["caption"], lit[row, latent]
+            where = spans(whole)
+            if seed is not None:
+                words = [at for at, (begin, end) in enumerate(where) if whole[begin:end].strip()]
+                free = np.setdiff1d(words, cells)
+                cells = np.random.default_rng([seed, latent]).permutation(free)[: len(cells)]
+            return mark(whole[: len(text(row))], where, cells.tolist())
+
+        return Material(lambda row: keys[row], seen, light, text, embed, E, marked if spans else None)
 
     def cells(self, drawn: Sequence[Drawn]) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
         """(row, latent) -> cells and activations, of every active sample that was drawn for a latent."""

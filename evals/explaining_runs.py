@@ -64,7 +64,8 @@ def ask(
 ) -> Found:
     """Explain and ask; write asked.jsonl, result.json and explaining.png to `out`.
 
-    given: explanations by latent, instead of the judge's own. captions: samples are their texts, as for a judge that sees no images; fuzzing is left out.
+    given: explanations by latent, instead of the judge's own. captions: samples are their texts, as for a judge that sees no images; fuzzing is left out
+    where the material does not say which tokens are active.
     about: the common fields of result.json. Raises ValueError for a judge that sees no images, unless captions.
     """
     if not captions and not judge.sees:
@@ -93,8 +94,8 @@ def ask(
     scores: dict[str, Scored] = {}
     common: dict[str, Any] = {"latents": len(drawn), "resamples": resamples, "seed": seed}
     yes_no = {"detection": detection(drawn, said, null, material, captions, prompts)}
-    if not captions:
-        yes_no["fuzzing"] = fuzzing(drawn, said, null, material, prompts, seed)
+    if not captions or material.marked is not None:
+        yes_no["fuzzing"] = fuzzing(drawn, said, null, material, captions, prompts, seed)
     for kind, questions in yes_no.items():
         owner, own, other = answered(kind, questions)
         right = np.array([each[1] == YES for each in questions])
@@ -158,7 +159,9 @@ def explained(
     found = []
     for each in track(drawn, "explain", len(drawn)):
         if captions:
-            said = judge.say(prompts.explain_texts.format(listed([material.text(row) for row in each.shown.tolist()])))
+            marked = material.marked
+            texts = [marked(row, each.latent, None) if marked else material.text(row) for row in each.shown.tolist()]
+            said = judge.say((prompts.explain_marked if marked else prompts.explain_texts).format(listed(texts)))
         else:
             said = judge.say(
                 prompts.explain, sheet([material.lit(row, each.latent, None) for row in each.shown.tolist()], False)

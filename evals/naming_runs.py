@@ -169,14 +169,14 @@ def evaluate(
     return found
 
 
-def same_model(encoder: SiteReader, model: Any) -> None:
-    """Raises ValueError where the texts would be another model's than the images."""
+def same_model(encoder: SiteReader, model: Any, site: str = IMAGE) -> None:
+    """Raises ValueError where the words would be another model's than what is stored, the site of that name."""
     known = encoder.fingerprint
-    if known["site"] != IMAGE:
-        raise ValueError(f"{encoder.store.path} holds {known['site']}: names need a CLIP's {IMAGE} (name its site).")
+    if known["site"] != site:
+        raise ValueError(f"{encoder.store.path} holds {known['site']}: this needs a CLIP's {site} (name its site).")
     if (weights := known["model"].get("weights")) != (ours := model.provenance.get("weights")):
         raise ValueError(
-            f"the images were embedded by weights {str(weights)[:8]}, but the words would be by {str(ours)[:8]}: give the same model."
+            f"{encoder.store.path} was embedded by weights {str(weights)[:8]}, but the words would be by {str(ours)[:8]}: give the same model."
         )
 
 

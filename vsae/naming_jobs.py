@@ -70,13 +70,15 @@ class EvalExplaining:
     judge_options: Options = field(default_factory=dict)
     """Of the judge, as in vsae extract."""
     captions: bool = False
-    """Samples are their captions instead of their pictures; fuzzing is left out."""
+    """Samples are their captions or texts instead of their pictures. Fuzzing is left out but where STORE is of a language model (llm)."""
+    name: str | None = None
+    """Where the language model of STORE is, when it is no longer where it was: texts are shown as it read them."""
     explanations: Path | None = None
     """names.parquet of vsae eval naming, or a .json of latent -> words: score these instead of the judge's own."""
     encoder: Path | None = None
-    """Store of the same images' image_embedding by a CLIP: adds embedding scores."""
+    """Store of the same images' image_embedding by a CLIP, or with --captions of the same texts' text_embedding: adds embedding scores."""
     encoder_site: str | None = None
-    """Which site of it; image_embedding, or NAME/image_embedding, when left out."""
+    """Which site of it; image_embedding (text_embedding), or NAME/image_embedding, when left out."""
     encoder_name: str | None = None
     """Where that CLIP is, when it is no longer where it was."""
     prompts: Path | None = None

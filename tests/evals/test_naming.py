@@ -203,7 +203,7 @@ def test_mistakes_are_sentences(world, tmp_path, capsys):
     none = tmp_path / "words.txt"
     none.write_text("banjo\nkazoo\n")
     for more, said in (
-        (["--encoder-site", "text_embedding"], "names need a CLIP's image_embedding"),
+        (["--encoder-site", "text_embedding"], "this needs a CLIP's image_embedding"),
         (["--attributes", "own", "--words", str(none)], "a word for none of the attributes"),
         (["--template", "a photo"], "no place for the word"),
         (["--name", str(microworld.path("vit"))], "vit"),

@@ -1,5 +1,6 @@
 """vsae eval naming, explaining, contents, clustering: what latents are called, whether that is right, what collections hold and how they fall into groups."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from vsae.progress import track
 from vsae.reading import images_of, load_model, opened, pictures
 
 if TYPE_CHECKING:
+    from modalities.spans import Spans
     from vsae.activations import ActivationStore
     from vsae.activations.store import SiteReader
 
@@ -46,13 +48,13 @@ def naming(job: naming_jobs.EvalNaming) -> Path:
     return told(naming_runs.table(found), out)
 
 
-def embedding_site(store: "ActivationStore", name: str | None) -> "SiteReader":
-    """The image embeddings of a store: the site of that name, else the only one called image_embedding. Raises ValueError."""
-    named = [site for site in store.sites if site.rsplit("/", 1)[-1] == "image_embedding"]
+def embedding_site(store: "ActivationStore", name: str | None, of: str = "image_embedding") -> "SiteReader":
+    """The embeddings of a store: the site of that name, else the only one called so (`of`). Raises ValueError."""
+    named = [site for site in store.sites if site.rsplit("/", 1)[-1] == of]
     if name is None and len(named) != 1:
         raise ValueError(
-            f"{store.path} has {len(named) or 'no'} sites called image_embedding, among {', '.join(store.sites)}: "
-            "extract it with --model.family clip --sites image_embedding, or name the site with --encoder-site."
+            f"{store.path} has {len(named) or 'no'} sites called {of}, among {', '.join(store.sites)}: "
+            f"extract it with --model.family clip --sites {of}, or name the site with --encoder-site."
         )
     return store.site(name or named[0])
 
@@ -90,14 +92,15 @@ def explaining(job: naming_jobs.EvalExplaining) -> Path:
     given = explaining_material.read_explanations(job.explanations, run) if job.explanations else None
     encoder, embed = None, None
     if job.encoder is not None:
-        encoder = embedding_site(ActivationStore.open(job.encoder), job.encoder_site)
+        of = vocabulary.TEXT if job.captions else vocabulary.IMAGE
+        encoder = embedding_site(ActivationStore.open(job.encoder), job.encoder_site, of)
         clip = model_of(encoder, job.encoder_name, {}, job.device)
-        same_model(encoder, clip)
+        same_model(encoder, clip, of)
         embed = lambda texts: vocabulary.embed([[text] for text in texts], clip)  # noqa: E731
     picture = None if job.captions else pictures(job.store, job.data, site)
     codes = explaining_material.read(run, site, job.kinds, job.batch_size, track)
     drawn = codes.draw(job.latents, job.shown, job.asked, job.seed, given)
-    material = codes.material(drawn, picture, encoder, embed)
+    material = codes.material(drawn, picture, encoder, embed, spans_in(site, job.name) if job.captions else None)
     judge = Judge(load_model(jobs.Model(job.family, job.judge, job.judge_options, device=job.device)), job.judge_batch)
     out = job.out or job.run / "eval" / "explaining"
     found = explaining_runs.ask(
@@ -114,6 +117,19 @@ def explaining(job: naming_jobs.EvalExplaining) -> Path:
         track=track,
     )
     return told(explaining_runs.table(found), out)
+
+
+def spans_in(site: "SiteReader", name: str | None) -> "Callable[[str], Spans] | None":
+    """What the language model of a store reads of a text; None for other families, and where it read conversations. Raises OSError."""
+    from modalities.spans import spans_of
+
+    known = site.fingerprint["model"]
+    if known.get("family") != "llm" or known["sequence"]["chat"]:
+        return None
+    try:
+        return spans_of(name or known["name"], known["sequence"], known.get("revision"))
+    except OSError as error:
+        raise ValueError(f"the tokenizer of {name or known['name']} cannot be loaded: give --name ({error})") from error
 
 
 def contents(job: naming_jobs.EvalContents) -> Path:
