@@ -92,14 +92,8 @@ def evaluate(
 ) -> Heads:
     """Measure; write result.json and attention_heads.png to `out`. Of the run's own store only held-out samples are read. Raises ValueError."""
     fingerprint.check(run.fingerprint, site.fingerprint)
-    trained = run.fingerprint["select"]
-    kinds = kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
-    own = run.fingerprint["store"] == site.fingerprint["store"]
-    if own and trained["part"][1] == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {site.store.path}: measure it on another store, or train with --val-share."
-        )
-    select = Select(kinds, (trained["part"][1] if own else 0.0, 1.0), run.skip)
+    kinds = kinds or run.kinds
+    select = Select(kinds, run.held_out(site), run.skip)
     weights = head_weights(run.sae, heads).cpu()
     batches = track(site.sequential(batch_size, select), "codes", -(-site.n_rows // batch_size))
     mean, fired, rows = contributions(run.sae, batches, heads)

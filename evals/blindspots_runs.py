@@ -29,8 +29,7 @@ from evals.blindspots import (
     skewness,
 )
 from evals.memorisation import Memorised
-from evals.pooling import BothSigns, pool
-from evals.reconstruction import Codec
+from evals.pooling import candidates, pool
 from evals.result import Estimate, Result, write_result
 from evals.sums import draws
 from vsae.activations import Select, fingerprint
@@ -116,8 +115,8 @@ def evaluate(
     for site in (real, *generated, *([control] if control else [])):
         fingerprint.check(run.fingerprint, site.fingerprint)
     kinds = kinds or (("patch",) if "patch" in real.entry["moments"] else None)
-    part, how = held_out(run, real), "sum" if energy == "paper_sum" else "mean"
-    codec: Codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    part, how = run.held_out(real), "sum" if energy == "paper_sum" else "mean"
+    codec = candidates(run.sae)
     concept = merged(codec.atoms, merge)
 
     def energies(site: SiteReader, name: str, part: tuple[float, float] = (0.0, 1.0)) -> Energies:
@@ -223,18 +222,6 @@ def correlations(audited: Sequence[Audited], floor: float) -> dict[str, Estimate
             r = correlation(first.difference.relative, second.difference.relative)
             found[f"{first.name} and {second.name}"] = Estimate(r if np.isfinite(r) else None, floor)
     return found
-
-
-def held_out(run: Run, site: SiteReader) -> tuple[float, float]:
-    """The part of the real images that the run was not trained on. Raises ValueError where there is none."""
-    if run.fingerprint.get("store") != site.fingerprint["store"]:
-        return 0.0, 1.0
-    border = float(run.fingerprint["select"]["part"][1])
-    if border == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {site.store.path}: compare other real images, or train with --val-share."
-        )
-    return border, 1.0
 
 
 def names(paths: Sequence[Path]) -> list[str]:

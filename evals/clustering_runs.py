@@ -17,7 +17,7 @@ from evals.attributes import Attributes
 from evals.clustering import ByAttribute, Mark, Weighting
 from evals.figures import ACCENT, save
 from evals.label_reading import NONE, Track
-from evals.pooling import BothSigns, pool
+from evals.pooling import candidates, pool
 from evals.recovery_runs import Directions
 from evals.result import Estimate, Result, write_result
 from evals.supervised_runs import members_of
@@ -79,19 +79,13 @@ def evaluate(
         raise ValueError(
             "the table of attributes is one of tokens, and whole samples are clustered: give one of samples."
         )
-    trained = run.fingerprint["select"]
-    kinds = kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
-    own = run.fingerprint["store"] == site.fingerprint["store"]
-    select = Select(kinds, (trained["part"][1] if own else 0.0, 1.0), run.skip)
-    if select.part[0] == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {site.store.path}: give another store, or train with --val-share."
-        )
+    kinds = kinds or run.kinds
+    select = Select(kinds, run.held_out(site), run.skip)
 
     def batches(what: str) -> Any:
         return track(site.sequential(batch_size, select), what, -(-site.n_rows // batch_size))
 
-    codes = pool(BothSigns(run.sae) if run.sae.capabilities.signed else run.sae, batches("codes"), "max")
+    codes = pool(candidates(run.sae), batches("codes"), "max")
     identity = Directions(torch.eye(run.sae.d_model), torch.zeros(run.sae.d_model))
     x = np.asarray(pool(identity, batches("activations"), "mean", dense=True).scores, np.float64)
     assert not isinstance(codes.scores, np.ndarray)

@@ -13,7 +13,7 @@ from scipy.sparse import csc_array, csr_array
 from evals import contents
 from evals.contents import ALPHA, MIN_SAMPLES, Differences, Together
 from evals.figures import ACCENT, QUIET, save
-from evals.pooling import BothSigns, pool
+from evals.pooling import candidates, pool
 from evals.result import Result, write_result
 from evals.sums import draws
 from vsae.activations import Select, fingerprint
@@ -61,19 +61,12 @@ def evaluate(
     track: Track = lambda items, what, n: items,
 ) -> Found:
     """Compare; write result.json and contents.png to `out`. Of the run's own store only held-out samples are read. Raises ValueError."""
-    trained = run.fingerprint["select"]
-    kinds = kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
-    codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    kinds = kinds or run.kinds
+    codec = candidates(run.sae)
     scores, splits = list[csc_array](), dict[str, Any]()
     for name, site in (("first", first), ("second", second)):
         fingerprint.check(run.fingerprint, site.fingerprint)
-        own = run.fingerprint["store"] == site.fingerprint["store"]
-        part = (trained["part"][1], 1.0) if own else (0.0, 1.0)
-        if part[0] == 1:
-            raise ValueError(
-                f"{run.path} was trained on all of {site.store.path}: give another store, or train with --val-share."
-            )
-        select = Select(kinds, part, run.skip)
+        select = Select(kinds, run.held_out(site), run.skip)
         splits[name] = select.describe()
         found = pool(codec, track(site.sequential(batch_size, select), name, -(-site.n_rows // batch_size)), "max")
         assert not isinstance(found.scores, np.ndarray)

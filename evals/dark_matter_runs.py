@@ -43,8 +43,7 @@ def evaluate(
     if pursuit:
         require(run.sae, linear_decoder=True, for_="gradient pursuit")
     fingerprint.check(run.fingerprint, site.fingerprint)
-    trained = run.fingerprint["select"]["kinds"]
-    kinds = kinds or (tuple(trained) if trained else None)
+    kinds = kinds or run.kinds
     fit, report = (Select(kinds, part, run.skip) for part in parts([run, *others], site, site, None, None)[1:])
 
     def rows(select: Select, what: str) -> Iterable[Any]:

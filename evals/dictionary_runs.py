@@ -16,7 +16,7 @@ from evals.geometry import Shape, Together, largest_cosines, plausibility, rando
 from evals.identifiability import Identifiability, identify
 from evals.labelled import labelled
 from evals.matching import match, unit
-from evals.pooling import BothSigns, Pool
+from evals.pooling import Pool, candidates
 from evals.recovery_runs import parts
 from evals.result import Result, write_result
 from evals.stability import Stability, stability, untrained
@@ -112,9 +112,12 @@ def untrained_atoms(run: Run, site: SiteReader) -> Float[Tensor, "n d_model"]:
         for name, of in about["fields"].items()
         if name in recipe_of.__dataclass_fields__
     }
-    trained = run.fingerprint["select"]
-    part = tuple(trained["part"]) if run.fingerprint["store"] == site.fingerprint["store"] else (0.0, 1.0)
-    source = StoreSource(site, Select(tuple(trained["kinds"]) if trained["kinds"] else None, part, run.skip))
+    part = (
+        tuple(run.fingerprint["select"]["part"])
+        if run.fingerprint["store"] == site.fingerprint["store"]
+        else (0.0, 1.0)
+    )
+    source = StoreSource(site, Select(run.kinds, part, run.skip))
     return untrained(recipe_of(**fields), source, TrainConfig(**run.meta["config"])).atoms.detach()
 
 
@@ -187,8 +190,7 @@ def geometry_of(
     """
     fingerprint.check(run.fingerprint, site.fingerprint)
     require(run.sae, linear_decoder=True, for_="geometry")
-    trained = run.fingerprint["select"]["kinds"]
-    kinds = tuple(trained) if trained else None
+    kinds = run.kinds
     selection, report = parts([run], site, site, None, None)[1:]
     source = StoreSource(site, Select(kinds, report, run.skip))
     sample = source.sample_rows(rows, seed)
@@ -207,7 +209,7 @@ def geometry_of(
         )
     identified = None
     if attributes is not None:
-        codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+        codec = candidates(run.sae)
         select, told = (
             labelled(codec, site, attributes, Select(kinds, part, run.skip), pooling, batch_size, track)
             for part in (selection, report)

@@ -14,7 +14,7 @@ from evals import explaining
 from evals.embedded import embedded
 from evals.explaining import Drawn
 from evals.explaining_asked import Material, mark
-from evals.pooling import BothSigns, pool
+from evals.pooling import candidates, pool
 from evals.recovery_runs import parts
 from vsae.activations import Select, fingerprint, whole_samples
 from vsae.activations.select import shares_of
@@ -155,10 +155,9 @@ class Codes:
 def read(run: Run, site: SiteReader, kinds: tuple[str, ...] | None, batch_size: int, track: Track) -> Codes:
     """Pool a run's codes by sample. Raises ValueError where the run was trained on all of the store."""
     fingerprint.check(run.fingerprint, site.fingerprint)
-    trained = run.fingerprint["select"]["kinds"]
-    kinds = kinds or (tuple(trained) if trained else None)
+    kinds = kinds or run.kinds
     _, first, second = parts([run], site, site, None, None)
-    codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    codec = candidates(run.sae)
     select = Select(kinds, (first[0], second[1]), run.skip)
     found = pool(codec, track(site.sequential(batch_size, select), "codes", -(-site.n_rows // batch_size)), "max")
     assert not isinstance(found.scores, np.ndarray)

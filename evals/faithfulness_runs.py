@@ -95,8 +95,7 @@ def evaluate(run: Run, model: Any, data: Dataset, out: Path, settings: Settings,
         raise ValueError(
             "this SAE reads pooled tokens, which the model never sees: train one on tokens to substitute them."
         )
-    trained = run.fingerprint["select"]
-    kinds = settings.kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
+    kinds = settings.kinds or run.kinds
     fit, report = parts(run, data, settings)
     with torch.no_grad():
         rows, means, features = activations(model, data, site, fit, kinds, run.skip, settings, track)

@@ -48,18 +48,11 @@ def evaluate(
     Of the run's own training store only what was held out is measured, and the baselines are fitted on the rest; of another store everything is,
     and the baselines are fitted on `fit_site` (without one there are none). Raises ValueError when nothing was held out.
     """
-    trained = run.fingerprint["select"]
-    kinds = kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
-    own = run.fingerprint["store"] == site.fingerprint["store"]
-    border = trained["part"][1]
-    if own and border == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {site.store.path}: measure it on another store, or train with --val-share."
-        )
-    report = Select(kinds, (border, 1.0) if own else (0.0, 1.0), run.skip)
+    kinds, part = kinds or run.kinds, run.held_out(site)
+    border, report = part[0], Select(kinds, part, run.skip)
     fit = (
         StoreSource(site, Select(kinds, (0.0, border), run.skip))
-        if own
+        if border
         else StoreSource(fit_site, Select(kinds, skip=run.skip))
         if fit_site
         else None

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from evals.attributes import Attributes
 from evals.erasure import Images
 from evals.labelled import labelled
-from evals.pooling import BothSigns, Pool
+from evals.pooling import Pool, candidates
 from evals.recovery import Labelled
 from evals.recovery_runs import Directions, parts
 from evals.result import Estimate, Result, write_result
@@ -45,9 +45,8 @@ def read(
 ) -> Read:
     """Pooled by sample: codes as `pooling` says, activations by their mean. Raises ValueError."""
     fingerprint.check(run.fingerprint, site.fingerprint)
-    trained = run.fingerprint["select"]["kinds"]
-    kinds = kinds or (tuple(trained) if trained else None)
-    codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    kinds = kinds or run.kinds
+    codec = candidates(run.sae)
     identity = Directions(torch.eye(run.sae.d_model), torch.zeros(run.sae.d_model))
     selects = [Select(kinds, part, run.skip) for part in parts([run], site, site, None, None)[1:]]
     codes = [labelled(codec, site, attributes, select, pooling, batch_size, track) for select in selects]

@@ -117,12 +117,7 @@ def evaluate(
     """
     paired = "joined" in run.fingerprint
     runs = [run.side(0), run.side(1)] if paired else [run, run]
-    own = run.fingerprint["store"] == sites[0].fingerprint["store"]
-    part = (run.fingerprint["select"]["part"][1], 1.0) if own else (0.0, 1.0)
-    if part[0] == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {sites[0].store.path}: measure it on another store, or train with --val-share."
-        )
+    part = run.held_out(sites[0])
     sides = []
     for at, (each, site, wanted) in enumerate(zip(runs, sites, (image_kinds, text_kinds), strict=True)):
         fingerprint.check(each.fingerprint, site.fingerprint)

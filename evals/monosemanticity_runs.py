@@ -15,7 +15,7 @@ from torch import Tensor
 from evals.embedded import embedded
 from evals.figures import ACCENT, QUIET, save
 from evals.monosemanticity import CHUNK, Monosemanticity, scores
-from evals.pooling import BothSigns, Pool, Pooled, pool
+from evals.pooling import Pool, Pooled, candidates, pool
 from evals.reconstruction import percentiles
 from evals.recovery_runs import Directions
 from evals.result import Estimate, Result, write_result
@@ -58,15 +58,8 @@ def evaluate(
     Samples are paired by key. Of the run's own store only held-out samples are read. Raises ValueError where the two stores share fewer than two samples.
     """
     fingerprint.check(run.fingerprint, site.fingerprint)
-    trained = run.fingerprint["select"]
-    kinds = kinds or (tuple(trained["kinds"]) if trained["kinds"] else None)
-    own = run.fingerprint["store"] == site.fingerprint["store"]
-    if own and trained["part"][1] == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {site.store.path}: measure it on another store, or train with --val-share."
-        )
-    part = (trained["part"][1], 1.0) if own else (0.0, 1.0)
-    codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    kinds, part = kinds or run.kinds, run.held_out(site)
+    codec = candidates(run.sae)
     eye = torch.eye(run.sae.d_model)
     neurons = Directions.both(eye, StoreSource(site, Select(kinds, skip=run.skip)).moments().mean.float())
 

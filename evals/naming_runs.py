@@ -19,7 +19,7 @@ from evals.figures import ACCENT, QUIET, save
 from evals.label_reading import atoms_of
 from evals.labelled import beside
 from evals.naming import Names, Right
-from evals.pooling import BothSigns, Pool, Pooled, Scores, pool
+from evals.pooling import Pool, Pooled, Scores, candidates, pool
 from evals.recovery_runs import parts
 from evals.result import Estimate, Result, write_result
 from evals.vocabulary import IMAGE, Words
@@ -112,12 +112,11 @@ def evaluate(
     by = by if by != "auto" else "atoms" if own else "images"
     if attributes is not None and attributes.positions is not None:
         raise ValueError("the table of attributes is of tokens: names are of images, give one of samples.")
-    trained = run.fingerprint["select"]["kinds"]
-    kinds = kinds or (tuple(trained) if trained else None)
+    kinds = kinds or run.kinds
     _, first, second = parts([run], site, site, None, None)
     if attributes is None:
         first = (first[0], 1.0)
-    codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    codec = candidates(run.sae)
 
     def read(part: tuple[float, float], what: str) -> Pooled:
         select = Select(kinds, part, run.skip)

@@ -27,8 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from evals import ood, ood_dense, shift
 from evals.detection import Detection, detection, mean_of
 from evals.ood_shown import Comparison, Score, draw_ood
-from evals.pooling import BothSigns, pooled
-from evals.reconstruction import Codec
+from evals.pooling import candidates, pooled
 from evals.recovery_runs import over
 from evals.result import Estimate, Result, write_result
 from vsae.activations import Select, StoreSource, fingerprint, whole_samples
@@ -105,8 +104,7 @@ def evaluate(
         raise ValueError(
             f"{inside.store.path} and {train.store.path} share images: scores would be measured where they were fitted."
         )
-    selected = runs[0].fingerprint["select"]["kinds"]
-    kinds = kinds or (tuple(selected) if selected else None)
+    kinds = kinds or runs[0].kinds
     mean = torch.as_tensor(StoreSource(train, Select(kinds, skip=runs[0].skip)).moments().mean)
 
     def read(run: Run, site: SiteReader, what: str) -> Images:
@@ -157,7 +155,7 @@ def evaluate(
 @torch.inference_mode()
 def images(run: Run, site: SiteReader, batches: Iterable[Any], mean: torch.Tensor) -> Images:
     """Every image of `batches`, in order. Raises ValueError for none, and for NaN or infinity."""
-    codec: Codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    codec = candidates(run.sae)
     features, codes, sums, samples = list[np.ndarray](), list[csr_array](), list[np.ndarray](), list[np.ndarray]()
     for batch in whole_samples(batches):
         x = batch.values.to(codec.atoms)

@@ -21,6 +21,7 @@ from torch import Tensor
 from evals.reconstruction import Codec
 from vsae.activations import Batch, whole_samples
 from vsae.code import Code
+from vsae.sae import SAE
 
 Pool = Literal["max", "mean", "sum", "token"]
 Scores: TypeAlias = csc_array | np.ndarray
@@ -61,6 +62,11 @@ class BothSigns:
         n = self.codec.n_latents
         sign = torch.where(code.indices < n, 1, -1).to(code.values)
         return self.codec.decode(Code(code.values * sign, code.indices % n))
+
+
+def candidates(sae: SAE) -> Codec:
+    """The SAE, or both sides of each latent of one whose codes are signed."""
+    return BothSigns(sae) if sae.capabilities.signed else sae
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from torch import Tensor
 from evals import baselines
 from evals.attributes import Attributes
 from evals.labelled import beside
-from evals.pooling import BothSigns, Pool, pool
+from evals.pooling import Pool, candidates, pool
 from evals.reconstruction import Codec
 from evals.recovery import HEADLINE, MIN_POSITIVES, THRESHOLDS, Labelled, Recovery, difference, recover, shuffled
 from evals.recovery_shown import Comparison, Method, draw_recovery
@@ -90,8 +90,7 @@ def evaluate(
     """
     for run in runs:
         fingerprint.check(run.fingerprint, site.fingerprint)
-    trained = runs[0].fingerprint["select"]["kinds"]
-    kinds, skip = kinds or (tuple(trained) if trained else None), runs[0].skip
+    kinds, skip = kinds or runs[0].kinds, runs[0].skip
     fit, selection, report = parts(runs, site, fit_site, selection, report)
     table, hierarchy = attributes.with_parents(hierarchy or {}), hierarchy or {}
     how: Pool = "token" if table.positions is not None else pooling
@@ -125,7 +124,7 @@ def evaluate(
     tickets, methods = codecs["PCA"].n_latents, []
     for run in runs:
         name = run.path.name if len(runs) > 1 else run.meta["recipe"]["name"]
-        codec: Codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+        codec = candidates(run.sae)
         splits = labelled(codec, selection, f"choose, {name}"), labelled(codec, report, f"report, {name}")
         methods.append(measured(name, splits, run))
         if (part := some_live(splits[0], tickets, seed)) is not None:

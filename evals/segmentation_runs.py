@@ -23,7 +23,7 @@ from scipy.sparse import csc_array
 
 from evals import baselines, propose
 from evals.masks import NONE, Masks
-from evals.pooling import BothSigns, pool
+from evals.pooling import candidates, pool
 from evals.reconstruction import Codec, percentiles
 from evals.recovery_runs import Directions, unit
 from evals.result import Estimate, Result, write_result
@@ -155,12 +155,7 @@ def evaluate(
 
 def splits(run: Run, fit: SiteReader, report: SiteReader) -> tuple[Part, Part]:
     """The part of either store. Raises ValueError; see `evaluate`."""
-    own = run.fingerprint.get("store") == report.fingerprint["store"]
-    border = float(run.fingerprint["select"]["part"][1]) if own else 0.0
-    if border == 1:
-        raise ValueError(
-            f"{run.path} was trained on all of {report.store.path}: report on another store, or train with --val-share."
-        )
+    border = run.held_out(report)[0]
     if fit.store.digest == report.store.digest:
         middle = border or 0.5
         return (0.0, middle), (middle, 1.0)
@@ -186,7 +181,7 @@ def codecs(
     neurons = torch.eye(d)[torch.randperm(d, generator=generator)[:some].sort().values]
     centroids = min(n, len(rows))
     return {
-        own: BothSigns(run.sae) if run.sae.capabilities.signed else run.sae,
+        own: candidates(run.sae),
         "random dictionary": SAE.from_weights(atoms.T.contiguous(), torch.zeros(n), atoms, pca.mean, TopK(k)),
         # read from zero, not from their mean: where they are silent, they cost nothing
         f"neurons {some}": Directions(neurons, torch.zeros_like(pca.mean)),

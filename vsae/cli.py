@@ -200,7 +200,6 @@ def explore(job: jobs.Explore) -> Path:
     from vsae.report.latents import Plan
 
     run, site = opened(job.run, job.store, job.self_check)
-    trained = run.fingerprint["select"]["kinds"]
     return report.explore(
         run.sae,
         site,
@@ -209,7 +208,7 @@ def explore(job: jobs.Explore) -> Path:
         title=about.title(run),
         about=about.lines(run),
         facts=[report.Fact(*fact) for fact in about.facts(run)],
-        select=Select(tuple(trained) if trained else None, skip=run.skip),
+        select=Select(run.kinds, skip=run.skip),
         plan=Plan(top=job.top, random=job.random),
         latents=job.latents,
         thumbnail=job.thumbnail,

@@ -10,7 +10,7 @@ run.json                  schema, recipe, config, fingerprint, metrics with floo
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,9 @@ from vsae.sae import SAE
 from vsae.tensors import read_tensors, write_tensors
 from vsae.training.heldout import measure
 from vsae.weights import built, description, tensors
+
+if TYPE_CHECKING:
+    from vsae.activations.store import SiteReader
 
 SCHEMA = 1
 WEIGHTS, SELF_CHECK, RUN, SAELENS = "sae_weights.safetensors", "self_check.safetensors", "run.json", "cfg.json"
@@ -78,6 +81,23 @@ class Run:
     def skip(self) -> int:
         """How many tokens at the beginning of each sample it was trained without: evaluations leave them out, too. See `Select.skip`."""
         return self.fingerprint.get("select", {}).get("skip", 0)
+
+    @property
+    def kinds(self) -> tuple[str, ...] | None:
+        """Token kinds it was trained on; None for all. Evaluations read the same where they are not told others."""
+        kinds = self.fingerprint["select"]["kinds"]
+        return tuple(kinds) if kinds else None
+
+    def held_out(self, site: "SiteReader") -> tuple[float, float]:
+        """The part of a site's samples that it was not trained on: all, but of its own store. Raises ValueError where none is left."""
+        if self.fingerprint.get("store") != site.fingerprint["store"]:
+            return 0.0, 1.0
+        border = float(self.fingerprint["select"]["part"][1])
+        if border == 1:
+            raise ValueError(
+                f"{self.path} was trained on all of {site.store.path}: measure it on another store, or train with --val-share."
+            )
+        return border, 1.0
 
     def side(self, number: int) -> "Run":
         """The run of one modality of a paired one, 0 or 1, or of the activations that were read with gradients, 0. Raises ValueError for a run that needs all of its sites at once."""

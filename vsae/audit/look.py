@@ -19,16 +19,15 @@ class Look:
     """Reads the set twice, once and for all latents; of a signed SAE, latent n_latents + j is the negative side of latent j."""
 
     def __init__(self, job: Job, run: "Run", site: "SiteReader", data: str) -> None:
-        from evals.blindspots_runs import held_out
-        from evals.pooling import BothSigns
+        from evals.pooling import candidates
         from vsae.activations import Select
         from vsae.reading import pictures
         from vsae.report.lit import Lit
 
         self.site, self.picture = site, pictures(Path(site.store.path), data, site)
         kinds = ("patch",) if "patch" in site.entry["moments"] else None
-        codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
-        self.lit = Lit(codec, site, Select(kinds, held_out(run, site), run.skip), TOP, track)
+        codec = candidates(run.sae)
+        self.lit = Lit(codec, site, Select(kinds, run.held_out(site), run.skip), TOP, track)
         self.rows = {key: at for at, key in enumerate(site.keys)}
 
     def strip(self, latent: int, name: str) -> Strip:

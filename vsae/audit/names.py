@@ -89,10 +89,10 @@ def beside(
 
     from evals.blindspots import by_concept
     from evals.embedded import embedded
-    from evals.pooling import BothSigns, pool
+    from evals.pooling import candidates, pool
     from vsae.activations import Select
 
-    codec = BothSigns(run.sae) if run.sae.capabilities.signed else run.sae
+    codec = candidates(run.sae)
     batches = site.sequential(4096, Select(found.settings["kinds"], part, run.skip))
     codes = pool(codec, track(batches, "names", -(-site.n_rows // 4096)), "mean")
     assert not isinstance(codes.scores, np.ndarray)
