@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from evals.erasure import Images, LinearProbe
-from evals.probing import logistic
+from evals.probes import logistic
 from evals.reconstruction import percentiles
 from evals.result import Estimate
 from evals.sums import draws

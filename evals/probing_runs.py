@@ -11,7 +11,8 @@ from evals.attributes import Attributes
 from evals.figures import QUIET, save
 from evals.label_reading import NONE, Track, read, write
 from evals.pooling import Pool
-from evals.probing import LATENTS, REGIMES, K, Labels, Probing, Regimes, probe
+from evals.probes import LATENTS, Labels
+from evals.probing import REGIMES, K, Probing, Regimes, probe
 from vsae.activations.store import SiteReader
 from vsae.run import Run
 

@@ -5,7 +5,8 @@ import pytest
 from scipy.sparse import csc_array
 from sklearn.metrics import roc_auc_score
 
-from evals.probing import Column, Labels, Regimes, altered, areas, gain, probe, ranked, validation
+from evals.probes import Column, Labels, areas, ranked, validation
+from evals.probing import Regimes, altered, gain, probe
 
 
 def labels(n, seed, attributes=2, latents=30, d=8, start=0):
