@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vsae import jobs
+from vsae import eval_jobs, jobs
 from vsae.held import hold_to
 
 
@@ -115,12 +115,12 @@ def evaluate(here: Path) -> None:
 
     for name in RUNS:
         out, run = here / "eval" / f"reconstruction-{name}", here / "runs" / name
-        once(out, jobs.EvalReconstruction(run, here / "store", out), quality.reconstruction)
+        once(out, eval_jobs.EvalReconstruction(run, here / "store", out), quality.reconstruction)
     write_json(here / "eval" / "hierarchy.json", hierarchy())
     for read in ("vit", "clip", "pairs"):
         runs = tuple(here / "runs" / name for name in RUNS if name.startswith(f"{read}-"))
         out = here / "eval" / f"recovery-{read}"
-        asked = jobs.EvalRecovery((*runs, here / "store"), hierarchy=here / "eval" / "hierarchy.json", out=out)
+        asked = eval_jobs.EvalRecovery((*runs, here / "store"), hierarchy=here / "eval" / "hierarchy.json", out=out)
         once(out, asked, quality.recovery)
     out = here / "eval" / "planted"
     planted = config.from_mapping(quality.planted_type(), {"out": out, **PLANTED}, "the demo")

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from vsae import audit_jobs, jobs
+from vsae import audit_jobs, eval_jobs
 from vsae.evaluations import shown, told
 from vsae.progress import track
 from vsae.reading import images_of, opened, site_of
 
 
-def ood(job: jobs.EvalOod) -> Path:
+def ood(job: eval_jobs.EvalOod) -> Path:
     """Measure what tells stores out of distribution from one in it; returns the directory with result.json and the figure."""
 
     from evals import ood_dense, ood_runs, ood_shown
@@ -136,7 +136,7 @@ def filtering(job: audit_jobs.EvalFiltering) -> Path:
 
 
 JOBS = {
-    "ood": (jobs.EvalOod, ood),
+    "ood": (eval_jobs.EvalOod, ood),
     "blindspots": (audit_jobs.EvalBlindspots, blindspots),
     "filtering": (audit_jobs.EvalFiltering, filtering),
 }

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from vsae import jobs
+from vsae import eval_jobs, jobs
 from vsae.evaluations import told
 from vsae.progress import track
 from vsae.reading import images_of, opened
 
 
-def reconstruction(job: jobs.EvalReconstruction) -> Path:
+def reconstruction(job: eval_jobs.EvalReconstruction) -> Path:
     """Measure a run on held-out activations, beside baselines; returns the directory with result.json and the figures."""
     from evals import baselines, frontier
     from vsae.activations import ActivationStore
@@ -31,7 +31,7 @@ def reconstruction(job: jobs.EvalReconstruction) -> Path:
     return told(baselines.table(found.points), out)
 
 
-def recovery(job: jobs.EvalRecovery) -> Path:
+def recovery(job: eval_jobs.EvalRecovery) -> Path:
     """Measure which attributes single latents of the runs stand for; returns the directory with result.json and the figure."""
     from evals import attributes, recovery_runs, recovery_shown
     from vsae.activations import ActivationStore
@@ -84,4 +84,7 @@ def planted(job: Any) -> Path:
     return told(planted_runs.table(found), job.out)
 
 
-JOBS = {"reconstruction": (jobs.EvalReconstruction, reconstruction), "recovery": (jobs.EvalRecovery, recovery)}
+JOBS = {
+    "reconstruction": (eval_jobs.EvalReconstruction, reconstruction),
+    "recovery": (eval_jobs.EvalRecovery, recovery),
+}

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vsae import audit_jobs, jobs
+from vsae import audit_jobs, eval_jobs, jobs
 from vsae.demo import BATCH, HELD_OUT, LR, PAIRS, VIT, once, say
 from vsae.evaluations import audits, masks, quality
 from vsae.evaluations.world_answers import ALPHA, DROPPED, SHUFFLE, Answer, collected
@@ -98,14 +98,14 @@ def evaluate(here: Path) -> None:
 
     stores, out = here / "stores", here / "eval"
     patches, pairs = here / "runs" / "patches", here / "runs" / "pairs"
-    asked = jobs.EvalRecovery((patches, stores / "train"), out=out / "recovery")
+    asked = eval_jobs.EvalRecovery((patches, stores / "train"), out=out / "recovery")
     once(out / "recovery", asked, quality.recovery)
     generated = (patches, stores / "real", stores / "dropped", stores / "fresh")
     once(
         out / "blindspots", audit_jobs.EvalBlindspots(generated, out=out / "blindspots", alpha=ALPHA), audits.blindspots
     )
     sets = (patches, *(stores / name for name in ("train", "real", "unseen", "noisy")))
-    once(out / "ood", jobs.EvalOod(sets, near=("unseen",), out=out / "ood"), audits.ood)
+    once(out / "ood", eval_jobs.EvalOod(sets, near=("unseen",), out=out / "ood"), audits.ood)
     scored = audit_jobs.EvalFiltering(pairs, stores / "real", shuffle=SHUFFLE, out=out / "filtering")
     once(out / "filtering", scored, audits.filtering)
     again = audit_jobs.EvalFiltering(
