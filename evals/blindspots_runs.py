@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from scipy.sparse import csc_array
 
 from evals import memorisation
 from evals.blindspots import (
     EXAGGERATED,
     SUPPRESSED,
-    Difference,
-    Null,
     by_concept,
     compare,
     correlation,
@@ -28,17 +26,16 @@ from evals.blindspots import (
     resampled,
     skewness,
 )
-from evals.memorisation import Memorised
+from evals.blindspots_found import Audit, Audited, to_result
+from evals.blindspots_shown import draw_audited
 from evals.pooling import candidates, pool
-from evals.result import Estimate, Result, write_result
+from evals.result import Estimate, write_result
 from evals.sums import draws
 from vsae.activations import Select, fingerprint
 from vsae.activations.store import SiteReader
 from vsae.run import Run
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-SHOWN = 50
-"""Concepts of each sort, and images, that result.json lists."""
 
 
 @dataclass(frozen=True)
@@ -50,42 +47,6 @@ class Energies:
 
     def rows(self, which: Int[np.ndarray, "some"]) -> "Energies":
         return Energies(csc_array(self.scores.tocsr()[which]), tuple(self.keys[at] for at in which.tolist()))
-
-
-@dataclass(frozen=True)
-class Audited:
-    """One generator."""
-
-    name: str
-    difference: Difference
-    blindspots: Bool[np.ndarray, "concepts"]
-    low_level: Bool[np.ndarray, "concepts"]
-    """Differs from the real images, but not in the same direction from the control."""
-    interval: Float[np.ndarray, "2 concepts"]
-    """95 % bootstrap interval of the relative difference over images."""
-    skew: float
-    pairs: Memorised | None
-    nearest: Memorised
-    keys: tuple[str, ...]
-    real_keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Audit:
-    """All generators against the same real images."""
-
-    generators: tuple[Audited, ...]
-    null: Null
-    correlations: dict[str, Estimate]
-    concept: Int[np.ndarray, "n_latents"]
-    """Of each latent."""
-    largest: int
-    """Latents of the concept that has most."""
-    control: str | None
-    settings: dict[str, Any]
-
-    def latents(self, concept: int) -> list[int]:
-        return np.flatnonzero(self.concept == concept).tolist()
 
 
 def evaluate(
@@ -158,8 +119,6 @@ def evaluate(
         str(control.store.path) if control else None,
         settings,
     )
-    from evals.blindspots_shown import draw_audited
-
     write_result(out, to_result(audit_of, run, real, generated, resamples))
     for each in audited:
         draw_audited(each, floor, out / f"{each.name}.png")
@@ -231,91 +190,3 @@ def names(paths: Sequence[Path]) -> list[str]:
         twice = sum(path.name == other.name for other in paths) > 1
         found.append(f"{path.name}-{len(found) + 1}" if twice else path.name)
     return found
-
-
-def to_result(found: Audit, run: Run, real: SiteReader, generated: Sequence[SiteReader], resamples: int) -> Result:
-    """The share of tested concepts that are blindspots of the first generator is the headline; floor: the same of two halves of the real images."""
-    first = found.generators[0]
-    tested = int(first.difference.tested.sum())
-    return Result(
-        metric="share of tested concepts that are blindspots",
-        value=float(first.blindspots.sum() / tested) if tested else None,
-        floor=found.null.found,
-        interval=None,
-        n={
-            "real": first.difference.n_real,
-            "concepts": len(first.difference.real),
-            "live": int(first.difference.live.sum()),
-            "tested": tested,
-            "resamples": resamples,
-        },
-        seeds={"permutations, bootstrap and splits": found.settings["seed"]},
-        splits={"real": real.fingerprint | {"part": found.settings["part"]}}
-        | {each.name: site.fingerprint for each, site in zip(found.generators, generated, strict=True)},
-        normalisation=run.fingerprint["normalisation"]["mode"],
-        token_kinds=list(found.settings["kinds"] or real.kind_names),
-        fingerprint={"sae": run.fingerprint},
-        details={
-            "settings": found.settings,
-            "control": found.control,
-            "null": found.null,
-            "correlations": found.correlations,
-            "largest_concept": found.largest,
-            "generators": {each.name: described(each, found) for each in found.generators},
-        },
-    )
-
-
-def described(each: Audited, found: Audit) -> dict[str, Any]:
-    """A generator as JSON: counts, and the concepts that say most."""
-    d, least = each.difference, found.settings["temperature"] * np.log(9)
-    live = np.flatnonzero(d.live)
-
-    def concept(k: int) -> dict[str, Any]:
-        numbers = {name: float(getattr(d, name)[k]) for name in ("real", "generated", "delta", "relative", "p", "q")}
-        of = {"latents": found.latents(k), "limit": float(d.limit[k]), "interval": each.interval[:, k].tolist()}
-        return numbers | of
-
-    def images(found: Memorised | None) -> Any:
-        if found is None:
-            return None
-        nearest = np.argsort(np.where(np.isnan(found.distance), np.inf, found.distance), kind="stable")[:SHOWN]
-        listed = [
-            {"key": each.keys[i], "real": each.real_keys[found.real[i]], "distance": float(found.distance[i])}
-            for i in nearest.tolist()
-        ]
-        control = found.control
-        return {
-            "candidates": len(found.candidates),
-            "nearest": listed,
-            "median": float(np.nanmedian(found.distance)) if np.isfinite(found.distance).any() else None,
-            "control_smallest": float(control.min()) if len(control) else None,
-            "control_median": float(np.median(control)) if len(control) else None,
-            "min_energy": found.min_energy,
-            "left_out": found.left_out,
-        }
-
-    return {
-        "paired": d.paired,
-        "n_generated": d.n_generated,
-        "permutations": d.permutations,
-        "skew": Estimate(each.skew, found.null.skew),
-        "suppressed_by_delta": int((d.delta[live] < SUPPRESSED).sum()),
-        "exaggerated_by_delta": int((d.delta[live] > EXAGGERATED).sum()),
-        "could_be_suppressed_by_delta": int((d.real[live] > least).sum()),
-        "unseen_if_gone": int((d.limit > d.real).sum()),
-        "n_blindspots": int(each.blindspots.sum()),
-        "n_low_level": int(each.low_level.sum()),
-        "blindspots": [concept(k) for k in by_change(d, each.blindspots)],
-        "low_level": [concept(k) for k in by_change(d, each.low_level)],
-        "smallest_delta": [concept(int(k)) for k in live[np.argsort(d.delta[live], kind="stable")][:SHOWN]],
-        "largest_delta": [concept(int(k)) for k in live[np.argsort(-d.delta[live], kind="stable")][:SHOWN]],
-        "memorised": {"pairs": images(each.pairs), "nearest": images(each.nearest)},
-    }
-
-
-def by_change(d: Difference, which: Bool[np.ndarray, "concepts"]) -> list[int]:
-    """The largest |relative difference| first; of equal ones, as of all that are gone, what there was most of."""
-    chosen = np.flatnonzero(which)
-    energy = d.real[chosen] + d.generated[chosen]
-    return chosen[np.lexsort((-energy, -np.abs(d.relative[chosen])))].tolist()[: 2 * SHOWN]

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.blindspots import Null
-from evals.blindspots_runs import Audit, Audited, by_change
+from evals.blindspots_found import Audit, Audited, by_change
 from evals.figures import ACCENT, INK, QUIET, save
 
 ROWS = 12

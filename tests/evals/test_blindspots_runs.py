@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from evals.blindspots import Difference
-from evals.blindspots_runs import by_change, evaluate, names
+from evals.blindspots_found import by_change
+from evals.blindspots_runs import evaluate, names
 from evals.blindspots_shown import table
 from modalities.microworld.attributes import DEFAULT
 from modalities.microworld.scenes import World, draw

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from evals.ood_dense import Head
-from evals.ood_runs import evaluate, grouping, images, probe
+from evals.ood_images import grouping, images, probe
+from evals.ood_runs import evaluate
 from evals.ood_shown import shift_table, table
 from vsae import cli
 from vsae.activations import write_store

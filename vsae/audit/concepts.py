@@ -9,7 +9,7 @@ import numpy as np
 from vsae.files import write_json, write_whole
 
 if TYPE_CHECKING:
-    from evals.blindspots_runs import Audit, Audited
+    from evals.blindspots_found import Audit, Audited
     from vsae.audit.names import Called
 
 NUMBERS = ("real", "generated", "delta", "relative", "p", "q", "limit")

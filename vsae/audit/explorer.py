@@ -28,7 +28,7 @@ from vsae.report.page import Fact, draw, refuse_foreign, replacing
 from vsae.report.scatter import placed
 
 if TYPE_CHECKING:
-    from evals.blindspots_runs import Audit
+    from evals.blindspots_found import Audit
     from vsae.audit.look import Look
     from vsae.audit.names import Called
 

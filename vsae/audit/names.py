@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from scipy.sparse import csr_array
 
-    from evals.blindspots_runs import Audit
+    from evals.blindspots_found import Audit
     from vsae.activations.store import SiteReader
     from vsae.run import Run
 

@@ -15,7 +15,7 @@ from vsae.report.page import Fact
 from vsae.report.results import Chart, Frame, Grid, Part, Picture, Section, Strip, write
 
 if TYPE_CHECKING:
-    from evals.blindspots_runs import Audit, Audited
+    from evals.blindspots_found import Audit, Audited
     from evals.memorisation import Memorised
     from vsae.activations.store import SiteReader
     from vsae.audit.names import Called
@@ -109,7 +109,7 @@ def generator(
     """The blindspots of one generator with their evidence, the largest first."""
     from PIL import Image
 
-    from evals.blindspots_runs import by_change
+    from evals.blindspots_found import by_change
 
     d, listed = each.difference, by_change(each.difference, each.blindspots)[: job.shown]
     rows = []

@@ -11,7 +11,7 @@ from known_codes import HOSTILE, identity_sae, images_site
 from PIL import Image
 
 from evals.blindspots import Difference, Null
-from evals.blindspots_runs import Audit, Audited
+from evals.blindspots_found import Audit, Audited
 from evals.memorisation import Memorised
 from vsae.audit import explorer
 from vsae.audit.names import Called
