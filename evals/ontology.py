@@ -3,6 +3,7 @@
 Of a latent's `top` samples by activation, each with one leaf of the tree; latents that fewer samples activate are left out:
 
     LCA depth        depth of the lowest node that covers all of their leaves (root 0); robust: at least a share q of them
+    LCH height       longest way down from that lowest node to a leaf below it (0 for a leaf): Pach et al.'s lowest common hypernym, in a tree of any shape
     pair LCA depth   mean over pairs of samples of the depth of the lowest node that covers both
     coverage(t)      share of the nodes below the root for which some latent and threshold reach F1 >= t of "the sample's leaf is at or below the node"
 
@@ -62,6 +63,13 @@ class Tree:
             raise ValueError(f"the hierarchy goes in a circle at {lost[0]!r}: take one step out.")
         return Tree(tuple(names), np.array(parents, np.int64), np.array(depth, np.int64))
 
+    def heights(self) -> Int64[np.ndarray, "nodes"]:
+        """Steps from each node to the farthest leaf below it."""
+        found = np.zeros(len(self.names), np.int64)
+        for node in range(len(self.names) - 1, 0, -1):  # children before their parents
+            found[self.parent[node]] = max(found[self.parent[node]], found[node] + 1)
+        return found
+
     def paths(self) -> Int64[np.ndarray, "nodes depth"]:
         """Ancestor of each node at each depth, itself included; -1 below it."""
         found = np.full((len(self.names), int(self.depth.max()) + 1), -1, np.int64)
@@ -90,6 +98,8 @@ class Ontology:
     depth: Estimate
     """Mean LCA depth; the interval is over latents."""
     robust_depth: Estimate
+    height: Estimate
+    """Mean LCH height; the smaller the more particular."""
     pair_depth: Estimate
     coverage: dict[str, Estimate]
     latents: Latents
@@ -124,10 +134,12 @@ def ontology(
             percentiles(weights @ values) if len(values) > 1 and resamples else None,
         )
 
+    heights = tree.heights()
     f1, null_f1 = best_f1(scores, leaf, tree), best_f1(scores, mixed, tree)
     return Ontology(
         depth=mean(tree.depth[found.lca], tree.depth[null.lca]),
         robust_depth=mean(tree.depth[found.robust], tree.depth[null.robust]),
+        height=mean(heights[found.lca], heights[null.lca]),
         pair_depth=mean(found.pair_depth, null.pair_depth),
         coverage={
             str(at): Estimate(

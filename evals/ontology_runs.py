@@ -116,12 +116,13 @@ def ontology_table(found: Mapping[str, Ontology]) -> Table:
         "directions",
         "LCA depth",
         "90 % LCA depth",
+        "LCH height",
         "pair LCA depth",
         *(f"coverage, F1 >= {at}" for at in first.coverage),
         "left out",
     )
     for name, each in found.items():
-        estimates = [each.depth, each.robust_depth, each.pair_depth, *each.coverage.values()]
+        estimates = [each.depth, each.robust_depth, each.height, each.pair_depth, *each.coverage.values()]
         shown.add_row(name, *(f"{one.value:.2f} ({one.floor:.2f})" for one in estimates), f"{each.left_out:,}")
     shown.title = "Ontology (in brackets: labels permuted)"
     if "random dictionary" not in found:

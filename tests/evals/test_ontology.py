@@ -32,6 +32,7 @@ def test_planted_latents_have_their_depth():
     assert [TREE.names[node] for node in found.latents.lca] == PLANTED
     assert TREE.depth[found.latents.lca].tolist() == [0, 1, 2, 3] and found.left_out == 1
     assert found.depth.value == 1.5 and found.depth.floor < 0.3
+    assert found.height.value == 1.5 and found.height.floor > 2.7 and found.height.interval[0] < 1.5
     first, *rising = found.latents.pair_depth
     assert 0.2 < first < 0.8 and (np.diff([first, *rising]) > 0.3).all() and rising[-1] == 3
     assert found.latents.pair_depth[1] == pytest.approx(1.39, abs=0.35) and found.latents.pair_depth[
@@ -60,6 +61,21 @@ def test_pairs_and_f1_are_loops():
     has = TREE.paths()[LEAF[some]][:, 1] == TREE.names.index("a2")
     tried = [2 * ((z >= t) & has).sum() / ((z >= t).sum() + has.sum()) for z in dense.T for t in np.unique(z)]
     assert found["a2"] == pytest.approx(max(tried))
+
+
+def test_heights_are_the_longest_way_down():
+    """A tree whose branches are not equally long, against a walk from every leaf up."""
+    tree = Tree.of({"a": ["b", "c"], "c": ["d"], "d": ["e", "f"], "z": []}, leaves=["y"])
+    slow = [0] * len(tree.names)
+    for leaf in range(len(tree.names)):
+        node, steps = leaf, 0
+        while node >= 0:
+            slow[node] = max(slow[node], steps)
+            node, steps = tree.parent[node], steps + 1
+    assert tree.heights().tolist() == slow
+    want = {"(root)": 4, "a": 3, "b": 0, "c": 2, "d": 1, "e": 0, "f": 0, "y": 0, "z": 0}
+    assert dict(zip(tree.names, tree.heights().tolist(), strict=True)) == want
+    assert (TREE.heights() == 3 - TREE.depth).all()
 
 
 def test_robust_forgives_a_few():
