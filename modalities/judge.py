@@ -98,7 +98,7 @@ class Judge:
 
 def single(ids: Int[Tensor, "options length"], answer: Bool[Tensor, "options length"]) -> bool:
     """Whether the rows differ in one token only, their whole answer, and something is before it."""
-    place = answer[0].int().argmax()
+    place = int(answer[0].int().argmax())
     same = ids == ids[0]
     same[:, place] = True
     alone = bool((answer.sum(1) == 1).all()) and bool(answer[:, place].all()) and place > 0
