@@ -1,16 +1,19 @@
 """The probes of `evals.probing`: each is fitted to rows and what is said of them, and chooses its settings by AUC on a quarter of them."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64
 from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -20,6 +23,8 @@ from evals.pooling import Scores
 STRENGTHS = (1e-3, 1e-1, 1e1)
 COMPONENTS = (4, 16, 64)
 NEIGHBOURS = (1, 5, 25)
+DEPTHS: tuple[dict[str, int], ...] = ({"max_depth": 2}, {"max_depth": 6})
+DECAYS: tuple[dict[str, float], ...] = ({"alpha": 1e-4}, {"alpha": 1e-1})
 LATENTS = "latents"
 
 
@@ -49,8 +54,12 @@ def methods(
     test: Labels,
     k: Sequence[int],
     rng: np.random.Generator,
+    nonlinear: bool = False,
 ) -> dict[str, Column]:
-    """Every method fitted to these rows. Choices are made on a quarter of them, drawn from both classes; then all are fitted to."""
+    """Every method fitted to these rows. Choices are made on a quarter of them, drawn from both classes; then all are fitted to.
+
+    nonlinear: boosted trees and an MLP, too.
+    """
     held = validation(said, rng)
     split = (rows[~held], said[~held]), (rows[held], said[held])
     codes, dense = train.codes, train.dense
@@ -73,6 +82,9 @@ def methods(
     )
     found["PCA"] = with_pca(dense, split, rows, said, test.dense)
     found["kNN"] = with_neighbours(dense, split, rows, said, test.dense)
+    if nonlinear:
+        found["trees"] = with_settings(trees, DEPTHS, dense, split, rows, said, test.dense)
+        found["MLP"] = with_settings(mlp, DECAYS, dense, split, rows, said, test.dense)
     return found
 
 
@@ -116,6 +128,15 @@ class Quiet(LogisticRegression):
             return super().fit(X, y, sample_weight)
 
 
+class QuietMLP(MLPClassifier):
+    """As `Quiet`."""
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "QuietMLP":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return super().fit(X, y)
+
+
 def strongest(
     x: Float[np.ndarray, "rows d"],
     y: Bool[np.ndarray, "rows"],
@@ -148,6 +169,34 @@ def with_neighbours(dense: np.ndarray, split: tuple, rows: np.ndarray, said: np.
     tried = [(area(y[near[:, :size]].mean(1), y_held), size) for size in NEIGHBOURS if size <= near.shape[1]]
     best, size = max(tried, key=lambda each: each[0])
     return Column(said[neighbours(dense[rows], tested)[:, :size]].mean(1), best, {"neighbours": size})
+
+
+def with_settings(
+    build: Callable[..., Any],
+    settings: Sequence[Mapping[str, Any]],
+    dense: np.ndarray,
+    split: tuple,
+    rows: np.ndarray,
+    said: np.ndarray,
+    tested: np.ndarray,
+) -> Column:
+    (inner, y), (held, y_held) = split
+    tried = [
+        (area(build(**each).fit(dense[inner], y).predict_proba(dense[held])[:, 1], y_held), each) for each in settings
+    ]
+    best, chosen = max(tried, key=lambda each: each[0])
+    return Column(build(**chosen).fit(dense[rows], said).predict_proba(tested)[:, 1], best, dict(chosen))
+
+
+def trees(max_depth: int) -> HistGradientBoostingClassifier:
+    """Leaves of five samples, so that the scarce regime can split at all."""
+    return HistGradientBoostingClassifier(
+        max_iter=50, max_depth=max_depth, min_samples_leaf=5, early_stopping=False, random_state=0
+    )
+
+
+def mlp(alpha: float) -> Pipeline:
+    return make_pipeline(StandardScaler(), QuietMLP((64,), alpha=alpha, max_iter=100, random_state=0))
 
 
 def neighbours(

@@ -28,6 +28,7 @@ def probing_of(
     kinds: tuple[str, ...] | None = None,
     pooling: Pool = "max",
     min_positives: int = 10,
+    nonlinear: bool = False,
     resamples: int = 200,
     seed: int = 0,
     batch_size: int = 4096,
@@ -42,7 +43,7 @@ def probing_of(
     if not (k := [size for size in k if 1 <= size <= train.codes.shape[1]]):
         raise ValueError(f"this SAE has {train.codes.shape[1]} latents: probe 1 to so many with --k.")
     own: dict[str, Any] = {"regimes": regimes, "min_positives": min_positives, "resamples": resamples, "seed": seed}
-    probed = probe(train, test, attributes.names, k=k, track=track, **own)
+    probed = probe(train, test, attributes.names, k=k, nonlinear=nonlinear, track=track, **own)
     headline = probed.methods["normal"][f"{LATENTS} {max(k)}"].auc
     counts = {"training samples": probed.n_train, "test samples": probed.n_test, "attributes": len(probed.attributes)}
     details = {"probing": probed, "regimes": regimes, "pooling": pooling}

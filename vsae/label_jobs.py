@@ -49,6 +49,8 @@ class EvalProbing(OfLabels):
     """How tokens become one code a sample; activations are always their mean."""
     min_positives: int = 10
     """Attributes that fewer samples have, or lack, are left out."""
+    nonlinear: bool = False
+    """Add gradient-boosted trees and an MLP to the dense probes: slow."""
     out: Path | None = None
     """Where result.json and the figure go: RUN/eval/probing when left out."""
     seed: int = 0

@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csc_array
 from sklearn.metrics import roc_auc_score
 
-from evals.probes import Column, Labels, areas, ranked, validation
+from evals.probes import Column, Labels, area, areas, methods, ranked, validation
 from evals.probing import Regimes, altered, gain, probe
 
 
@@ -43,6 +43,28 @@ def test_nothing_is_found_where_nothing_is():
         k=(2,), regimes=SMALL, resamples=10,
     )  # fmt: skip
     assert all(abs(method.auc.value - 0.5) < 0.2 for each in found.methods.values() for method in each.values())
+
+
+def test_trees_and_an_mlp_say_what_no_linear_probe_can():
+    """The label is whether two coordinates agree in sign. Without being asked for, neither is there."""
+
+    def agree(seed, start):
+        rng = np.random.default_rng(seed)
+        dense = rng.standard_normal((300, 3))
+        truth = (dense[:, :1] > 0) == (dense[:, 1:2] > 0)
+        return Labels(csc_array(np.abs(dense) * (dense > 1)), dense, truth, np.arange(start, start + 300))
+
+    train, test, rng = agree(0, 0), agree(1, 1000), np.random.default_rng(0)
+    said = train.truth[:, 0]
+    found = methods(train, np.arange(300), said, test, (1,), rng, nonlinear=True)
+    aucs = {name: area(column.test, test.truth[:, 0]) for name, column in found.items()}
+    assert aucs["trees"] > 0.9 and aucs["MLP"] > 0.9 and abs(aucs["dense"] - 0.5) < 0.12
+    again = methods(train, np.arange(300), said, test, (1,), np.random.default_rng(0))
+    assert set(found) - set(again) == {"trees", "MLP"}
+    blind = methods(train, np.arange(300), rng.permutation(said), test, (1,), rng, nonlinear=True)
+    assert all(abs(area(blind[name].test, test.truth[:, 0]) - 0.5) < 0.15 for name in ("trees", "MLP"))
+    few = methods(train, np.arange(24), said[:24], test, (1,), rng, nonlinear=True)
+    assert all(np.isfinite(few[name].test).all() for name in ("trees", "MLP"))
 
 
 def test_areas_are_scikit_learns_with_ties_and_weights():

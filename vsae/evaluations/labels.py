@@ -33,7 +33,13 @@ def probing(job: label_jobs.EvalProbing) -> Path:
     what, options = given(job, "probing")
     regimes = Regimes(job.most, job.scarce, job.imbalanced, job.noisy)
     found = probing_runs.probing_of(
-        *what, k=job.k, regimes=regimes, pooling=job.pooling, min_positives=job.min_positives, **options
+        *what,
+        k=job.k,
+        regimes=regimes,
+        pooling=job.pooling,
+        min_positives=job.min_positives,
+        nonlinear=job.nonlinear,
+        **options,
     )
     return told(probing_runs.probing_table(found), what[-1])
 
