@@ -7,6 +7,10 @@
     APP        z_j <- z_j (1 - P(c | z_j))                  P(c | z_j) by Bayes from the same histograms and the classes' shares
     masking    z_j <- keep z_j for the `top` latents that fire most more often among class c than among the others
 
+    silhouette over latents i of class c, the `top` that speak most for it: (b_i - a_i) / max(a_i, b_i), a_i the mean cosine distance of i's atom to the other
+               atoms of c, b_i the smallest mean distance to those of another class; 0 for a class of one. Whether atoms of one class lie together (spec A21
+               scores columns of a decoder so, by labels of a judge; classes of samples, and cosines, are ours). Floor: classes permuted among the atoms
+
 The paper's abstract is all that was read: the normaliser log C, the bins and the exact posterior are ours.
 """
 
@@ -14,8 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, Int64
+from sklearn.metrics import silhouette_samples
 
 from evals.pooling import Scores
+from evals.reconstruction import percentiles
+from evals.result import Estimate
+from evals.sums import draws
 
 BINS = 16
 CHUNK = 1024
@@ -118,6 +126,44 @@ def speakers(found: Histograms, concept: int) -> Int64[np.ndarray, "n_latents"]:
     return np.argsort(-(fires[:, concept] - others / max(1 - found.share[concept], 1e-12)), kind="stable").astype(
         np.int64
     )
+
+
+def members(found: Histograms, top: int) -> tuple[Int64[np.ndarray, "members"], Int64[np.ndarray, "members"]]:
+    """(latents, class of each): the `top` that speak most for each class, of those that speak for none more, and do speak for it."""
+    fires, share = 1 - found.density[:, :, 0], found.share
+    others = ((fires * share).sum(1)[:, None] - fires * share) / np.maximum(1 - share, 1e-12)
+    speaks = fires - others
+    own = speaks.argmax(1)
+    latents = [
+        [j for j in speakers(found, at).tolist() if own[j] == at and speaks[j, at] > 1e-9][:top]
+        for at in range(len(share))
+    ]
+    return np.concatenate([np.array(each, np.int64) for each in latents]), np.repeat(
+        np.arange(len(share)), [len(each) for each in latents]
+    )
+
+
+def silhouette(
+    atoms: Float[np.ndarray, "members d"],
+    classes: Int64[np.ndarray, "members"],
+    resamples: int = 200,
+    seed: int = 0,
+    permutations: int = 20,
+) -> Estimate | None:
+    """Mean over atoms, with an interval over them. None for fewer than two classes, where none has two atoms, or for an atom that is zero."""
+    lengths = np.linalg.norm(atoms, axis=1)
+    if len(np.unique(classes)) < 2 or len(np.unique(classes)) == len(classes) or (lengths == 0).any():
+        return None
+    D = atoms / lengths[:, None]
+    distance = np.clip(1 - D @ D.T, 0, 2)
+    np.fill_diagonal(distance, 0)
+    values = silhouette_samples(distance, classes, metric="precomputed")
+    rng = np.random.default_rng([seed, 12])
+    null = [
+        silhouette_samples(distance, rng.permutation(classes), metric="precomputed").mean() for _ in range(permutations)
+    ]
+    interval = percentiles(draws(len(values), resamples, seed) @ values / len(values)) if resamples else None
+    return Estimate(float(values.mean()), float(np.mean(null)), interval)
 
 
 def silenced(

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 
 from evals.attributes import Attributes
 from evals.figures import ACCENT, QUIET, save
-from evals.label_reading import NONE, Track, read, write
+from evals.label_reading import NONE, Track, atoms_of, read, write
 from evals.reconstruction import percentiles
 from evals.result import Estimate
-from evals.separability import histograms, masked, separability, silenced, suppressed
+from evals.separability import histograms, masked, members, separability, silenced, silhouette, suppressed
 from evals.sums import draws
 from vsae.activations.store import SiteReader
 from vsae.run import Run
@@ -46,6 +46,8 @@ class Separated:
     top_latents: float
     """Mean over classes of the separability of the latent that speaks most for it."""
     top_neurons: float
+    silhouette: Estimate | None
+    """Of the atoms of the latents that speak most for each class; None where there are too few."""
     suppression: tuple[Suppression, ...]
     means: dict[str, dict[str, float]]
     """By intervention: mean loss on the class, and on the others."""
@@ -120,6 +122,8 @@ def separability_of(
 
     latents, top_latents = apart(z)
     neurons, top_neurons = apart(x)
+    speaking, of_class = members(histograms(z, y, len(kept)), top)
+    together = silhouette(atoms_of(run)[speaking], of_class, resamples, seed)
     suppressions = tuple(suppress(run, z, y, z_test, y_test, names, top, rng))
     hows = dict.fromkeys(each.how for each in suppressions)
     means = {
@@ -131,7 +135,7 @@ def separability_of(
         }
         for how in hows
     }
-    separated = Separated(latents, neurons, top_latents, top_neurons, suppressions, means, names, len(y))
+    separated = Separated(latents, neurons, top_latents, top_neurons, together, suppressions, means, names, len(y))
     counts = {"training samples": len(y), "test samples": len(y_test), "classes": len(names)}
     details = {"separability": separated, "group": group, "top": top}
     write(out, "mean separability of live latents", latents, counts, run, site, found, details, seed)
@@ -150,8 +154,7 @@ def suppress(
     rng: np.random.Generator,
 ) -> Iterable[Suppression]:
     """Each class under APP, masking and halving of its `top` latents, and masking of as many random live latents. The probe reads decoded codes, so that atoms count by their direction."""
-    atoms = run.sae.atoms.detach().double().cpu().numpy()
-    atoms = np.concatenate([atoms, -atoms]) if run.sae.capabilities.signed else atoms
+    atoms = atoms_of(run)
     found = histograms(z, y, len(names))
     x = z @ atoms
     middle, spread = x.mean(0), x.std(0) + 1e-12
@@ -194,6 +197,10 @@ def separability_table(found: Separated) -> Table:
         for how, each in found.means.items()
     )
     shown.caption = f"accuracy lost on a suppressed class (and on the others): {lost}"
+    if (each := found.silhouette) is not None:
+        shown.caption += (
+            f"\nsilhouette of the atoms that speak for each class: {each.value:.2f} (classes permuted {each.floor:.2f})"
+        )
     return shown
 
 

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from scipy.sparse import csc_array
 
 from evals.attributes import of_records
-from evals.dictionary_runs import geometry_of, geometry_table, untrained_atoms
+from evals.geometry_runs import geometry_of, geometry_table
 from evals.monosemanticity_runs import evaluate, table, uniqueness
+from evals.stability_runs import untrained_atoms
 from vsae import cli
 from vsae.run import Run
 
@@ -94,7 +95,9 @@ def test_geometry_of_orthonormal_atoms_is_known(world, tmp_path):
     )
     written = json.loads((tmp_path / "out/result.json").read_text())
     assert written["value"] == pytest.approx(D, rel=1e-4) and written["floor"] < D
-    assert (tmp_path / "out/geometry.png").read_bytes().startswith(b"\x89PNG") and geometry_table(found).row_count == 12
+    assert (tmp_path / "out/geometry.png").read_bytes().startswith(b"\x89PNG") and geometry_table(found).row_count == 15
+    assert found.norms.gap.value < 0.05 < found.norms.gap.floor and found.norms.correlation.value > 0.99
+    assert found.mean_cosine < 1e-5 < found.random_mean_cosine and (tmp_path / "out/zf.png").is_file()
     with pytest.raises(ValueError, match="the directions have 3 dimensions"):
         geometry_of(run, site, tmp_path / "out", directions=torch.ones(2, 3, dtype=torch.float64))
 

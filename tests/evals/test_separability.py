@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csc_array
 from scipy.spatial.distance import jensenshannon
 
-from evals.separability import histograms, masked, separability, speakers, suppressed
+from evals.separability import histograms, masked, members, separability, silhouette, speakers, suppressed
 
 
 def planted(n=300, classes=3, seed=0):
@@ -78,3 +78,37 @@ def test_a_class_without_samples_is_refused():
     codes, labels = planted()
     with pytest.raises(ValueError, match=r"classes \[3\] have no sample"):
         histograms(codes, labels, 4)
+
+
+def test_silhouettes_are_a_loop_near_one_for_bundles_and_at_the_floor_for_chance():
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(3), 6)
+    bundles = np.eye(8)[classes] + 0.05 * rng.standard_normal((18, 8))
+    found = silhouette(bundles, classes, resamples=20)
+    assert found.value > 0.9 > 0.1 > found.floor and found.interval[0] > 0.9
+    chance = silhouette(rng.standard_normal((18, 8)), classes, resamples=0)
+    assert abs(chance.value - chance.floor) < 0.15 and chance.interval is None
+    distance = 1 - bundles @ bundles.T / np.linalg.norm(bundles, axis=1)[:, None] / np.linalg.norm(bundles, axis=1)
+    slow = []
+    for i in range(18):
+        own = np.mean([distance[i, j] for j in range(18) if j != i and classes[j] == classes[i]])
+        other = min(np.mean(distance[i, classes == c]) for c in range(3) if c != classes[i])
+        slow.append((other - own) / max(own, other))
+    assert found.value == pytest.approx(np.mean(slow))
+    order = rng.permutation(18)
+    again = silhouette(bundles[order] * rng.uniform(1, 9, (18, 1)), classes[order], resamples=0)
+    assert again.value == pytest.approx(found.value)
+
+
+def test_silhouettes_that_mean_nothing_are_none():
+    assert silhouette(np.eye(3), np.zeros(3, np.int64)) is None
+    assert silhouette(np.eye(3), np.arange(3)) is None
+    assert silhouette(np.zeros((3, 2)), np.array([0, 0, 1])) is None
+
+
+def test_members_speak_for_their_own_class_most():
+    codes, labels = planted()
+    latents, classes = members(histograms(codes, labels, 3), 2)
+    told = dict(zip(latents.tolist(), classes.tolist(), strict=True))
+    assert [told[k] for k in range(3)] == [0, 1, 2] and 4 not in told and len(told) == len(latents)
+    assert max(np.bincount(classes)) <= 2 and members(histograms(codes, labels, 3), 1)[0].tolist() == [0, 1, 2]

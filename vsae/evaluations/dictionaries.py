@@ -31,7 +31,7 @@ def dark_matter(job: suite_jobs.EvalDarkMatter) -> Path:
 
 def stability(job: suite_jobs.EvalStability) -> Path:
     """Compare runs of one recipe; returns the directory with result.json and the figure."""
-    from evals import dictionary_runs
+    from evals import stability_runs
     from vsae.run import Run
 
     if len(job.paths) < 3:
@@ -40,7 +40,7 @@ def stability(job: suite_jobs.EvalStability) -> Path:
     first, site = opened(paths[0], store, job.self_check)
     runs = [first, *(Run.load(path, self_check=job.self_check) for path in paths[1:])]
     out = job.out or paths[0] / "eval" / "stability"
-    return told(dictionary_runs.stability_table(dictionary_runs.stability_of(runs, site, out, seed=job.seed)), out)
+    return told(stability_runs.stability_table(stability_runs.stability_of(runs, site, out, seed=job.seed)), out)
 
 
 def similarity(job: suite_jobs.EvalSimilarity) -> Path:
@@ -67,12 +67,12 @@ def geometry(job: suite_jobs.EvalGeometry) -> Path:
     """Measure a run's dictionary; returns the directory with result.json and the figure."""
     import torch
 
-    from evals import attributes, dictionary_runs, ood_dense
+    from evals import attributes, geometry_runs, ood_dense
 
     run, site = opened(job.run, job.store, job.self_check)
     head = ood_dense.read_head(job.directions, job.directions_name) if job.directions else None
     out = job.out or job.run / "eval" / "geometry"
-    found = dictionary_runs.geometry_of(
+    found = geometry_runs.geometry_of(
         run,
         site,
         out,
@@ -85,7 +85,7 @@ def geometry(job: suite_jobs.EvalGeometry) -> Path:
         batch_size=job.batch_size,
         track=track,
     )
-    return told(dictionary_runs.geometry_table(found), out)
+    return told(geometry_runs.geometry_table(found), out)
 
 
 def attention_heads(job: suite_jobs.EvalAttentionHeads) -> Path:
