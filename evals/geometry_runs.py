@@ -94,7 +94,7 @@ def geometry_of(
             for part in (selection, report)
         )
         identified = identify(select, told, attributes.names, resamples=resamples, seed=seed)
-    z, x = lengths(run.sae, sample[:NORM_ROWS].split(batch_size), run.sae.b_dec)
+    z, x = lengths(run.sae, sample[:NORM_ROWS].split(batch_size), run.sae.bias)
     found = Geometry(
         shape(atoms, sample),
         shape(random, sample),

@@ -44,7 +44,7 @@ class Norms:
 
 @torch.inference_mode()
 def lengths(
-    codec: Codec, batches: Iterable[Float[Tensor, "batch d_model"]], bias: Float[Tensor, "d_model"]
+    codec: Codec, batches: Iterable[Float[Tensor, "_ d_model"]], bias: Float[Tensor, "d_model"]
 ) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
     """(|z|, |x - bias|) of every row."""
     of_atoms, z, x = codec.atoms.double().norm(dim=1), list[np.ndarray](), list[np.ndarray]()

@@ -82,7 +82,7 @@ class EvalExplaining:
     encoder_name: str | None = None
     """Where that CLIP is, when it is no longer where it was."""
     prompts: Path | None = None
-    """YAML of prompts in place of our own (result.json has those that were used): explain, detection, fuzzing, intruder; ..._texts with --captions."""
+    """YAML of prompts in place of our own (result.json has those that were used): explain, detection, fuzzing, intruder; with --captions ..._texts, and explain_marked where tokens are known."""
     latents: int = 20
     """So many at random."""
     shown: int = 8
