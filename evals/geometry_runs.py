@@ -149,10 +149,12 @@ def geometry_table(found: Geometry) -> Table:
     shown.add_row("connectivity", f"{found.together.connectivity:.4f}", "(the codes' own)")
     shown.add_row("interference", f"{found.together.interference:.4g}", f"{found.random_together.interference:.4g}")
     shown.add_row("mean |cosine|", f"{found.mean_cosine:.3f}", f"{found.random_mean_cosine:.3f}")
-    gap, r = found.norms.gap, found.norms.correlation
+    gap, matched = found.norms.gap, found.norms.correlation
     shown.add_row("gap of |z| and |x|", f"{gap.value:.3f}", f"{gap.floor:.3f} (codes of other rows)")
-    if r.value is not None and r.floor is not None:
-        shown.add_row("correlation of |z| and |x|", f"{r.value:.3f}", f"{r.floor:.3f} (codes of other rows)")
+    if matched.value is not None and matched.floor is not None:
+        shown.add_row(
+            "correlation of |z| and |x|", f"{matched.value:.3f}", f"{matched.floor:.3f} (codes of other rows)"
+        )
     if found.plausibility is not None:
         shown.add_row(
             "plausibility",

@@ -197,10 +197,8 @@ def separability_table(found: Separated) -> Table:
         for how, each in found.means.items()
     )
     shown.caption = f"accuracy lost on a suppressed class (and on the others): {lost}"
-    if (each := found.silhouette) is not None:
-        shown.caption += (
-            f"\nsilhouette of the atoms that speak for each class: {each.value:.2f} (classes permuted {each.floor:.2f})"
-        )
+    if (atoms := found.silhouette) is not None:
+        shown.caption += f"\nsilhouette of the atoms that speak for each class: {atoms.value:.2f} (classes permuted {atoms.floor:.2f})"
     return shown
 
 
