@@ -131,6 +131,18 @@ def test_red_rises_with_the_latent_and_not_with_random_ones_of_the_same_size(mad
     assert len(latents) == 1 and result["details"]["directions"]["controls"][0] != latents
 
 
+def test_the_result_and_the_page_say_in_words_what_came_of_it(made):
+    words, steered = (read_json(made / "result.json")["details"][name] for name in ("verdict", "steered"))
+    page = Shown((made / "report/index.html").read_text()).text
+    assert all(sentence in page for sentence in words)
+    assert words[0].startswith("'red' rises with the strength of the latents: 0.00 at 0, ") and "at 4;" in words[0]
+    (shape,) = [each for each in words if "shape" in each and "the difference of means" in each]
+    gap = steered["equal"]["means"]["shape"]
+    assert f"keep {gap['value']:.2f} ({gap['interval'][0]:.2f} to" in shape
+    assert ("the latents change shape less than" in shape) == (gap["interval"][0] > 0)
+    assert ("the latents do not change shape less than" in shape) == (gap["interval"][0] <= 0)
+
+
 class Shown(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -150,7 +162,7 @@ def test_the_page_shows_the_sheet_the_effects_and_the_comparison(made):
     assert all((made / "report" / src).is_file() for src in page.images) and len(page.images) >= 4
     assert "Strength 0: 6 of 6 pictures are those without an edit" in page.text
     assert (
-        "At equal effect" in page.text and "The latents keep shape" in page.text and "difference of means" in page.text
+        "At equal effect" in page.text and "kept: shape" in page.text and "difference of means" in page.text
     )
     with Image.open(made / "sheet.png") as sheet:
         assert (

@@ -189,7 +189,7 @@ def edited(job: EvalYesNo, run: "Run", model: Any) -> dict[str, Pass]:
     if len(others) < len(latents):
         raise ValueError(f"{len(others)} other latents are too few for a control of {len(latents)}.")
     control = np.random.default_rng(job.seed).choice(others, len(latents), replace=False).tolist()
-    where = Where(kinds=job.kinds)
+    where = Where(kinds=job.kinds, skip=run.skip)
 
     def under(change: Operation) -> Pass:
         def through(batch: Mapping[str, Any], _: "Sequence[Question]") -> torch.Tensor:
