@@ -115,7 +115,7 @@ def paired(shard, tmp_path_factory):
 
 def test_a_vl_sae_enhances_the_answers_of_the_half_that_did_not_choose_alpha(shard, paired, tmp_path):
     out, common = tmp_path / "out", ["eval", "yes_no", shard, *MODEL, "--run", str(paired), "--resamples", "50"]
-    cli.main([*common, "--out", str(out), "--alphas", "0.5", "1", "--mix", "0.7", "--plausible", "0.01"])
+    cli.main([*common, "--out", str(out), "--alphas", "0.5", "1", "--mix", "0.7", "--plausible", "1e-6"])
     found, rows = read_json(out / "result.json"), lines(out / "answers.jsonl")
     keys = open_dataset(shard).keys
     reported = [key for key, share in zip(keys, shares_of(keys), strict=True) if share >= 0.5]
@@ -135,12 +135,12 @@ def test_a_vl_sae_enhances_the_answers_of_the_half_that_did_not_choose_alpha(sha
     yes, no = (model.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in ("yes", "no"))
     for row in rows[::11]:
         image = data.read(keys.index(row["image"])).image
-        batch = model.prepare([Sample("0", None, image, extra={"prompt": row["question"]})])
+        batch = model.prepare([Sample("0", "", image, extra={"prompt": row["question"]})])
         plain = model.run(batch).logits[:, -1].double()
         edit = Enhanced(run.side(0).sae, run.side(1).sae, alpha=about["alphas"]["enhanced"], kind_names=KINDS)
         with model.edit("model.language_model.layers.3:input", edit):
             moved = model.run(batch).logits[:, -1].double()
-        logits = mixed(plain[:, [yes, no]], moved[:, [yes, no]], 0.7, 0.01)[0]
+        logits = mixed(plain[:, [yes, no]], moved[:, [yes, no]], 0.7, 1e-6)[0]
         assert row[KIND]["model"] == pytest.approx(float(plain[0, yes] - plain[0, no]), abs=1e-3)
         difference = float(logits[0] - logits[1])
         assert row[KIND]["enhanced"] == pytest.approx(difference if np.isfinite(difference) else row[KIND]["model"], abs=1e-3)  # fmt: skip
