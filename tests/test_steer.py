@@ -161,9 +161,7 @@ def test_the_page_shows_the_sheet_the_effects_and_the_comparison(made):
     page = Shown((made / "report/index.html").read_text())
     assert all((made / "report" / src).is_file() for src in page.images) and len(page.images) >= 4
     assert "Strength 0: 6 of 6 pictures are those without an edit" in page.text
-    assert (
-        "At equal effect" in page.text and "kept: shape" in page.text and "difference of means" in page.text
-    )
+    assert "At equal effect" in page.text and "kept: shape" in page.text and "difference of means" in page.text
     with Image.open(made / "sheet.png") as sheet:
         assert (
             sheet.width > 6 * 100 and sheet.height > 8 * 100

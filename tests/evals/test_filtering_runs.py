@@ -118,7 +118,9 @@ def streamed(run, values, matched, scored):
     later.weights = scorer.weights
     x, padding = activations(slice(0, 20))["layer"], torch.full((20, 1), 2, dtype=torch.uint8)
     padded = Tokens(torch.cat([torch.ones(20, 1, D), x.values], 1), torch.cat([padding, x.kinds], 1))
-    cut = Tokens(x.values[:, 2:], x.kinds[:, 2:])  # the first two of each sample are not scored, whatever padding is before them
+    cut = Tokens(
+        x.values[:, 2:], x.kinds[:, 2:]
+    )  # the first two of each sample are not scored, whatever padding is before them
     for seen in (x, padded):
         for name, score in later({"layer": seen}).scores.items():
             np.testing.assert_allclose(score, scorer({"layer": cut}).scores[name])

@@ -167,6 +167,8 @@ def test_the_verdict_says_both_ways():
     down = {1.0: made(0.5, 1.0), 2.0: made(0.3, 1.0)}
     still = {1.0: made(0.0, 1.0), 2.0: made(0.0, 1.0)}
     words = verdict(evaluate(BARE, {"latents": down, "means": still}, {"shape": 0.1}), "red")
-    assert words[0].startswith("'red' does not rise at every step with the strength of the latents: 0.00 at 0, 0.50 at 1")
+    assert words[0].startswith(
+        "'red' does not rise at every step with the strength of the latents: 0.00 at 0, 0.50 at 1"
+    )
     assert words[1].startswith("'red' does not rise with the strength of the difference of means: 0.00 at 0, 0.00 at 1")
     assert words[2].startswith("Whether the latents change shape less than the difference of means is not known")

@@ -48,7 +48,12 @@ def result(job: Steer, run: "Run", found: "Directions", made: Any, measured: "St
             normalisation="raw activations",
             token_kinds=list(job.kinds or ()),
             fingerprint=run.fingerprint,
-            details={"verdict": verdict(measured, job.concept[0]), "steered": measured, "directions": about, "bare": made.about_bare()},
+            details={
+                "verdict": verdict(measured, job.concept[0]),
+                "steered": measured,
+                "directions": about,
+                "bare": made.about_bare(),
+            },
         ),
     )
 

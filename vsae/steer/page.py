@@ -52,7 +52,13 @@ def write_page(job: Steer, run: "Run", found: "Directions", made: Any, measured:
         "Every direction moves each token as far as the latents do, so that they compare at equal size.",
     )
     answer = Section("In words", verdict(measured, concept))
-    sections = [answer, *made.sections(found), effects(job, found, measured), equal(job, found, measured), limits(job, made)]
+    sections = [
+        answer,
+        *made.sections(found),
+        effects(job, found, measured),
+        equal(job, found, measured),
+        limits(job, made),
+    ]
     return write(job.out / "report", f"Steering: {concept}", lead, facts, sections)
 
 
