@@ -230,6 +230,30 @@ def test_mistakes_are_one_sentence(painted, tmp_path, capsys, more, said):
     assert not (tmp_path / "out" / "images").exists()
 
 
+def test_prompts_without_captions_are_one_sentence(painted, tmp_path, capsys):
+    lines(tmp_path / "prompts.jsonl", [{"key": "p0"}])
+    with pytest.raises(SystemExit):
+        cli.main(command(painted, tmp_path / "out", "--prompts", str(tmp_path / "prompts.jsonl")))
+    assert "has neither images" in (error := capsys.readouterr().err.splitlines()[-1]) and "nor captions" in error
+
+
+def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
+    painted, made, tmp_path, capsys, disk_that_takes
+):
+    """From the directions and pictures that are there: what is written then is the result, the sheet and the page."""
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    for name in ("result.json", "sheet.png", "images/latents_4/images/00000000.png"):
+        (out / name).unlink()
+    with pytest.raises(SystemExit) as stopped, disk_that_takes(2000):
+        cli.main(command(painted, out))
+    assert stopped.value.code == 2 and "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+    assert not (out / "result.json").exists() and not [path for path in out.rglob("*") if "partial" in path.name]
+    cli.main(command(painted, out))
+    for name in ("result.json", "sheet.png", "images/latents_4/images/00000000.png"):
+        assert (out / name).read_bytes() == (made / name).read_bytes()
+
+
 def broken(tmp_path, change):
     """A pipeline whose decoder gives nothing of use."""
     folder = tmp_path / "pipeline"

@@ -164,7 +164,7 @@ def test_a_vl_sae_of_something_else_and_shares_that_are_none_are_sentences(shard
     q.write_text(json.dumps({"image": key, "question": "is there a star?", "answer": "no"}))
     common = ["eval", "yes_no", shard, "--out", str(tmp_path / "out"), *MODEL, "--run", str(paired)]
     for wrong, said in (
-        (["--latents", "3"], "leave --latents out"),
+        (["--latents", "3"], "leave --latents and --kinds out"),
         (["--alphas", "2"], "from 0 to 1"),
         (["--plausible", "0"], "all are shares"),
         (["--questions", str(q)], "ask about more images"),

@@ -33,8 +33,8 @@ class Enhancing(NamedTuple):
 
 
 def checked(job: EvalYesNo) -> None:
-    if job.latents:
-        raise ValueError("a VL-SAE's latents are not edited one by one: leave --latents out.")
+    if job.latents or job.kinds:
+        raise ValueError("a VL-SAE moves all words by all latents: leave --latents and --kinds out.")
     if not job.alphas or not all(0 <= alpha <= 1 for alpha in job.alphas):
         raise ValueError(f"--alphas are {list(job.alphas)}: give one or more shares, from 0 to 1.")
     if not 0 <= job.beta <= 1 or not 0 <= job.mix <= 1 or not 0 < job.plausible <= 1:

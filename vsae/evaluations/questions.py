@@ -36,10 +36,10 @@ def yes_no(job: EvalYesNo) -> Path:
     run = None if job.run is None else Run.load(job.run, self_check=job.self_check)
     model = load_model(replace(job.model, options={"padding": "left"} | job.model.options))
     details: dict[str, Any] = {}
-    splits, measure = {"report": job.data}, "accuracy"
+    splits, measure, kinds = {"report": job.data}, "accuracy", list(job.kinds or ())
     if run is not None and "joined" in run.fingerprint:
         found = enhancing.enhanced(job, run, model, data, questions)
-        questions, difference, measure = found.questions, found.difference, "balanced"
+        questions, difference, measure, kinds = found.questions, found.difference, "balanced", ["text"]
         details = {"alphas": found.alphas, "validation: balanced": found.curves, "validation: n": found.n_validation}
         splits = {"alpha": "half of the images by a hash of their keys", "report": "the other half"}
     else:
@@ -68,7 +68,7 @@ def yes_no(job: EvalYesNo) -> Path:
             seeds={"bootstrap, random latents, exchanged images and questions about the rendered world": job.seed},
             splits=splits,
             normalisation="raw activations",
-            token_kinds=list(job.kinds or ()),
+            token_kinds=kinds,
             fingerprint=run.fingerprint if run else {"model": model.provenance},
             details={"answers": numbers, "change": change, **details},
         ),

@@ -42,8 +42,8 @@ def steer(job: Steer, judge: "Judge | None" = None) -> Path:
     model, site = fitting_model(job, run)
     if job.vocabulary:
         return discover.discover(job, run, model, site)
-    found = directions.found(job, run, model, site)
     made: Any = Drawn(job, model) if job.model.family == "diffusion" else Written(job, model, judge)
+    found = directions.found(job, run, model, site)
     bare = made.bare()
     strengths = sorted({0.0, *job.strengths})
 

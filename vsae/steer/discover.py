@@ -32,8 +32,8 @@ def discover(job: Steer, run: "Run", model: Any, site: str) -> Path:
     from vsae.evaluations import told
 
     words = vocabulary(job)
-    sizes, random = chosen(job, run, model, site)
     pictures = Pictures(job, model)
+    sizes, random = chosen(job, run, model, site)
     judge = Judge(str(job.judge))
     texts = judge.texts([job.phrase.format(word) for word in words])
     strength = max(job.strengths)
