@@ -38,7 +38,7 @@ def rise(found: Steered, concept: str, name: str) -> str:
     """Of one direction: its mean reach at every strength, no edit counting as strength 0."""
     there = [each for each in by_direction(found)[name] if each.reach.value is not None]
     bare = found.effects[0].reach.floor
-    points = {0.0: bare} | {each.strength: each.reach.value for each in there}
+    points: dict[float, Any] = {0.0: bare} | {each.strength: each.reach.value for each in there}
     points = {s: value for s, value in sorted(points.items()) if value is not None}
     values = list(points.values())
     rises = found.monotone[name] and len(values) > 1 and values[-1] > values[0]
