@@ -52,7 +52,9 @@ def less(first: str, other: str, concept: str, of: str, gap: Estimate) -> str:
     """Of one other direction and attribute, at equal reach."""
     if gap.value is None:
         return f"Whether {called(first)} change {of} less than {other} is not known: the two do not both bring out '{concept}'."
-    low, high = gap.interval or (gap.value, gap.value)
+    if gap.interval is None:
+        return f"Whether {called(first)} change {of} less than {other} at equal '{concept}' is not known: they keep {said(gap)} more of it here, but too few prompts bring it out for an interval."
+    low, high = gap.interval
     does = "change" if low > 0 else "do not change"
     why = "" if low > 0 else ", which is less" if high < 0 else ", and 0, no difference, is in the interval"
     return f"At equal '{concept}' {called(first)} {does} {of} less than {other}: they keep {said(gap)} more of it{why}."

@@ -281,7 +281,9 @@ def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_half_written_is_taken_for_whole(home, tmp_path, capsys, disk_that_takes):
+def test_a_full_disk_is_one_sentence_and_nothing_half_written_is_taken_for_whole(
+    home, tmp_path, capsys, disk_that_takes
+):
     (tmp_path / "there").mkdir()
     run, store, there = home / "run", home / "store", tmp_path / "there"
     with disk_that_takes(3000):
