@@ -21,6 +21,7 @@ from evals.memorisation import norms
 from evals.mixed_codes import sample_codes
 from evals.pooling import pooled
 from vsae.code import Code
+from vsae.interventions import placed
 from vsae.run import Run
 
 
@@ -66,6 +67,7 @@ class Mixed:
     """A run on samples of image and text tokens; `fit` before the first call."""
 
     def __init__(self, run: Run, kind_names: Sequence[str]) -> None:
+        self.kind_names = tuple(kind_names)
         self.run, self.kinds = run, (kind_names.index("image"), kind_names.index("text"))
         self.sides, self.sites = (run,), [site_of(run.fingerprint)]
         self.headline = "both"
@@ -110,6 +112,7 @@ class Mixed:
         """Image and text tokens: hidden states, the sample each is of, whether it is an image's, and its code."""
         values, kinds, _ = activations[self.sites[0]]
         kept = (kinds == self.kinds[0]) | (kinds == self.kinds[1])
+        kept &= placed(kinds, self.kind_names) >= self.run.skip
         owner = torch.arange(len(values), device=values.device)[:, None].expand_as(kinds)[kept].cpu().numpy()
         x = values[kept]
         code = self.run.sae.encode(x.to(self.run.sae.b_dec))

@@ -23,6 +23,49 @@ def said(estimate: Estimate, digits: int = 2) -> str:
     return f"{value} ({estimate.interval[0]:.{digits}f} to {estimate.interval[1]:.{digits}f})"
 
 
+def verdict(found: Steered, concept: str) -> list[str]:
+    """In words and numbers: whether the concept rises with the strength, and whether the first direction changes each other attribute less than the others do."""
+    first = found.effects[0].direction
+    return [rise(found, concept, name) for name in found.monotone] + [
+        sentence
+        for name, each in found.equal.items()
+        for of, gap in each.items()
+        for sentence in [less(first, called(name), concept, of, gap)]
+    ]
+
+
+def rise(found: Steered, concept: str, name: str) -> str:
+    """Of one direction: its mean reach at every strength, no edit counting as strength 0."""
+    there = [each for each in by_direction(found)[name] if each.reach.value is not None]
+    bare = found.effects[0].reach.floor
+    points: dict[float, Any] = {0.0: bare} | {each.strength: each.reach.value for each in there}
+    points = {s: value for s, value in sorted(points.items()) if value is not None}
+    values = list(points.values())
+    rises = found.monotone[name] and len(values) > 1 and values[-1] > values[0]
+    how = "rises" if rises else "does not rise" if found.monotone[name] else "does not rise at every step"
+    numbers = ", ".join(f"{value:.2f} at {s:g}" for s, value in points.items())
+    share = found.monotone_share[name]
+    return f"'{concept}' {how} with the strength of {called(name)}: {numbers}; it never falls in {share:.0%} of the bootstrap's draws."
+
+
+def less(first: str, other: str, concept: str, of: str, gap: Estimate) -> str:
+    """Of one other direction and attribute, at equal reach."""
+    if gap.value is None:
+        return f"Whether {called(first)} change {of} less than {other} is not known: the two do not both bring out '{concept}'."
+    if gap.interval is None:
+        return f"Whether {called(first)} change {of} less than {other} at equal '{concept}' is not known: they keep {said(gap)} more of it here, but too few prompts bring it out for an interval."
+    low, high = gap.interval
+    does = "change" if low > 0 else "do not change"
+    why = "" if low > 0 else ", which is less" if high < 0 else ", and 0, no difference, is in the interval"
+    return f"At equal '{concept}' {called(first)} {does} {of} less than {other}: they keep {said(gap)} more of it{why}."
+
+
+def called(name: str) -> str:
+    if name == "means":
+        return "the difference of means"
+    return f"random latents {name.removeprefix('random')}" if name.startswith("random") else f"the {name}"
+
+
 def table(found: Steered, concept: str) -> Table:
     """A line for each direction and strength."""
     names = list(found.effects[0].kept)

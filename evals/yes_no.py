@@ -3,6 +3,7 @@
     questions   a .jsonl with image (key), question, answer ("yes" or "no"), and kind: which images, and why a "no" was asked (random, popular, ...)
     said        the sign of log p(yes) - log p(no), the two answers' first tokens, from one pass: no word is parsed
     accuracy    floor: of always giving the commoner answer
+    balanced    accuracy: the mean of that on yes's and that on no's; floor 1/2, of any answer that does not look
     precision   share of the yes's that are right; floor: the share of questions whose answer is yes, as of any answer that does not look
     recall      share of what is there that is answered yes; floor: of always saying no, 0
     F1          of yes; floor: of always saying yes
@@ -38,6 +39,7 @@ class Question(NamedTuple):
 @dataclass(frozen=True)
 class Answered:
     accuracy: Estimate
+    balanced: Estimate
     precision: Estimate
     recall: Estimate
     f1: Estimate
@@ -112,7 +114,7 @@ def answered(
         return Estimate(value if np.isfinite(value) else None, floor, interval(measure(draws)))
 
     floors = {"accuracy": max(share, 1 - share), "precision": share, "recall": 0.0, "f1": 2 * share / (1 + share)}
-    floors |= {"yes": share, "auroc": 0.5}
+    floors |= {"balanced": 0.5, "yes": share, "auroc": 0.5}
     return Answered(
         **{
             name: of(partial(measure, difference=difference, truth=truth), floors[name])
@@ -143,6 +145,12 @@ def changed(
 
 def accuracy(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
     return w @ ((difference > 0) == truth) / w.sum(1)
+
+
+def balanced(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
+    """NaN where one of the answers is not among those drawn."""
+    right = (difference > 0) == truth
+    return (ratio(w @ (right & truth), w @ truth, np.nan) + ratio(w @ (right & ~truth), w @ ~truth, np.nan)) / 2
 
 
 def precision(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, "draws"]:
@@ -182,5 +190,13 @@ def auroc(w: Float[np.ndarray, "draws n"], difference: np.ndarray, truth: np.nda
     return found
 
 
-MEASURES = {"accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1, "yes": yes, "auroc": auroc}
+MEASURES = {
+    "accuracy": accuracy,
+    "balanced": balanced,
+    "precision": precision,
+    "recall": recall,
+    "f1": f1,
+    "yes": yes,
+    "auroc": auroc,
+}
 """Each takes weights of questions, differences and truth; the names are those of `Answered`."""

@@ -1,11 +1,9 @@
 """The main job through the roof, as a person types it: photos -> store -> run -> numbers -> page; then what a person gets wrong."""
 
 import json
-import resource
 import shlex
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -283,18 +281,9 @@ def test_a_folder_without_images_is_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-@contextmanager
-def disk_that_takes(n):
-    """No file may grow beyond `n` bytes: to a program the same as a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_one_sentence_and_nothing_half_written_is_taken_for_whole(home, tmp_path, capsys):
+def test_a_full_disk_is_one_sentence_and_nothing_half_written_is_taken_for_whole(
+    home, tmp_path, capsys, disk_that_takes
+):
     (tmp_path / "there").mkdir()
     run, store, there = home / "run", home / "store", tmp_path / "there"
     with disk_that_takes(3000):

@@ -131,6 +131,20 @@ def test_red_rises_with_the_latent_and_not_with_random_ones_of_the_same_size(mad
     assert len(latents) == 1 and result["details"]["directions"]["controls"][0] != latents
 
 
+def test_the_result_and_the_page_say_in_words_what_came_of_it(made):
+    words, steered = (read_json(made / "result.json")["details"][name] for name in ("verdict", "steered"))
+    page = Shown((made / "report/index.html").read_text()).text
+    assert all(sentence in page for sentence in words)
+    assert words[0].startswith("'red' rises with the strength of the latents: 0.00 at 0, ") and "at 4;" in words[0]
+    (shape,) = [each for each in words if "shape" in each and "the difference of means" in each]
+    gap = steered["equal"]["means"]["shape"]
+    assert gap["value"] is None or f"keep {gap['value']:.2f}" in shape
+    known = gap["interval"] is not None
+    assert ("is not known" in shape) == (not known)
+    assert ("the latents change shape less than" in shape) == (known and gap["interval"][0] > 0)
+    assert ("the latents do not change shape less than" in shape) == (known and gap["interval"][0] <= 0)
+
+
 class Shown(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -149,9 +163,7 @@ def test_the_page_shows_the_sheet_the_effects_and_the_comparison(made):
     page = Shown((made / "report/index.html").read_text())
     assert all((made / "report" / src).is_file() for src in page.images) and len(page.images) >= 4
     assert "Strength 0: 6 of 6 pictures are those without an edit" in page.text
-    assert (
-        "At equal effect" in page.text and "The latents keep shape" in page.text and "difference of means" in page.text
-    )
+    assert "At equal effect" in page.text and "kept: shape" in page.text and "difference of means" in page.text
     with Image.open(made / "sheet.png") as sheet:
         assert (
             sheet.width > 6 * 100 and sheet.height > 8 * 100
@@ -218,6 +230,30 @@ def test_mistakes_are_one_sentence(painted, tmp_path, capsys, more, said):
     error = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and said in error[-1] and error[-1].startswith("vsae: ")
     assert not (tmp_path / "out" / "images").exists()
+
+
+def test_prompts_without_captions_are_one_sentence(painted, tmp_path, capsys):
+    lines(tmp_path / "prompts.jsonl", [{"key": "p0"}])
+    with pytest.raises(SystemExit):
+        cli.main(command(painted, tmp_path / "out", "--prompts", str(tmp_path / "prompts.jsonl")))
+    assert "has neither images" in (error := capsys.readouterr().err.splitlines()[-1]) and "nor captions" in error
+
+
+def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
+    painted, made, tmp_path, capsys, disk_that_takes
+):
+    """From the directions and pictures that are there: what is written then is the result, the sheet and the page."""
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    for name in ("result.json", "sheet.png", "images/latents_4/images/00000000.png"):
+        (out / name).unlink()
+    with pytest.raises(SystemExit) as stopped, disk_that_takes(2000):
+        cli.main(command(painted, out))
+    assert stopped.value.code == 2 and "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+    assert not (out / "result.json").exists() and not [path for path in out.rglob("*") if "partial" in path.name]
+    cli.main(command(painted, out))
+    for name in ("result.json", "sheet.png", "images/latents_4/images/00000000.png"):
+        assert (out / name).read_bytes() == (made / name).read_bytes()
 
 
 def broken(tmp_path, change):

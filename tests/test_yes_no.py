@@ -8,10 +8,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from modalities import microworld
-from modalities.data import open_dataset
+from modalities import load, microworld
+from modalities.base import KINDS
+from modalities.data import Sample, open_dataset
 from vsae import cli
+from vsae.activations.select import shares_of
+from vsae.enhancement import Enhanced, mixed
+from vsae.evaluations.enhancing import answer
 from vsae.files import read_json
+from vsae.run import Run
 
 LLAVA, SITE = str(microworld.path("llava")), "model.language_model.layers.1"
 MODEL = ["--model.family", "llava", "--model.name", LLAVA]
@@ -56,7 +61,8 @@ def test_the_rendered_world_is_known_and_answers_are_the_librarys(shard, tmp_pat
     assert found["n"] == {"questions": 120, "images": 20} and len(rows) == 120
     assert found["value"] > found["floor"] + 0.2  # 0.94 on 400 questions when it was trained
     assert {"all", "colour", "shape"} <= set(found["details"]["answers"]["model"])
-    assert "floors of all" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "balanced" in printed and "accuracy, shape" in printed and "120 questions" in printed
     right = [(row[KIND]["model"] > 0) == (row["answer"] == "yes") for row in rows]
     assert found["value"] == pytest.approx(np.mean(right))
     model, processor = AutoModelForImageTextToText.from_pretrained(LLAVA).eval(), AutoProcessor.from_pretrained(LLAVA)
@@ -91,6 +97,85 @@ def test_a_file_of_questions_with_an_edit(shard, run, tmp_path):
     assert all(row[KIND]["edited"] != row[KIND]["random"] for row in after)
     share = {name: np.mean([row[KIND][name] > 0 for row in after]) for name in ("model", "edited")}
     assert found["details"]["change"]["edited"]["yes"]["value"] == pytest.approx(share["edited"] - share["model"])
+
+
+@pytest.fixture(scope="module")
+def paired(shard, tmp_path_factory):
+    """A VL-SAE on the mean image token and the mean word of descriptions, at the input of the last layer."""
+    folder, site = tmp_path_factory.mktemp("paired"), "model.language_model.layers.3:input"
+    told = ["--model.options", "prompt=describe the picture."]
+    pooled = ["--sites", site, "--pool", "mean", "--segments", "modality", "--batch-size", "10"]
+    cli.main(["extract", "--data", shard, *MODEL, *told, *pooled, "--out", str(folder / "store")])
+    small = ["--sae.n-latents", "64", "--sae.k", "8", "--sae.align-width", "32", "--training.epochs", "40"]
+    small += ["--training.batch-size", "8", "--training.tracker", "none", "--val-share", "0"]
+    where = ["--store", str(folder / "store"), "--site", f"{site}:image+{site}:text", "--recipe", "vl_sae"]
+    cli.main(["train", *where, *small, "--out", str(folder / "run")])
+    return folder / "run"
+
+
+def test_a_vl_sae_enhances_the_answers_of_the_half_that_did_not_choose_alpha(shard, paired, tmp_path):
+    out = tmp_path / "out"
+    common = ["eval", "yes_no", shard, *MODEL, "--run", str(paired), "--resamples", "50", "--most", "60"]
+    cli.main([*common, "--out", str(out), "--alphas", "0.5", "1", "--mix", "0.7", "--plausible", "1e-6"])
+    found, rows = read_json(out / "result.json"), lines(out / "answers.jsonl")
+    keys = open_dataset(shard).keys[:10]
+    reported = [key for key, share in zip(keys, shares_of(keys), strict=True) if share >= 0.5]
+    assert {row["image"] for row in rows} == set(reported) and len(rows) == 6 * len(reported)
+    about = found["details"]
+    assert about["validation: n"] == 60 - len(rows) and set(about["alphas"]) == {"enhanced", "exchanged"}
+    for name, curve in about["validation: balanced"].items():
+        top = max(curve.values())
+        assert set(curve) == {"0.5", "1.0"} and about["alphas"][name] == min(float(a) for a in curve if curve[a] == top)
+    by = {name: about["answers"][name]["all"]["balanced"]["value"] for name in ("model", "enhanced", "exchanged")}
+    assert found["value"] == pytest.approx(by["enhanced"] - by["model"]) and found["floor"] == 0
+    right = {yes: np.mean([(row[KIND]["enhanced"] > 0) == yes for row in rows if (row["answer"] == "yes") == yes]) for yes in (True, False)}  # fmt: skip
+    assert by["enhanced"] == pytest.approx(sum(right.values()) / 2)
+    assert np.mean([row[KIND]["enhanced"] != row[KIND]["exchanged"] for row in rows]) > 0.5  # some refuse an answer
+    # one prompt at a time, without padding, by the parts
+    run, model, data = Run.load(paired), load("llava", LLAVA), open_dataset(shard)
+    yes, no = (model.tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in ("yes", "no"))
+    for row in rows[::11]:
+        image = data.read(keys.index(row["image"])).image
+        batch = model.prepare([Sample("0", "", image, extra={"prompt": row["question"]})])
+        plain = model.run(batch).logits[:, -1].double()
+        edit = Enhanced(run.side(0).sae, run.side(1).sae, alpha=about["alphas"]["enhanced"], kind_names=KINDS)
+        with model.edit("model.language_model.layers.3:input", edit):
+            moved = model.run(batch).logits[:, -1].double()
+        logits = mixed(plain[:, [yes, no]], moved[:, [yes, no]], 0.7, 1e-6)[0]
+        assert row[KIND]["model"] == pytest.approx(float(plain[0, yes] - plain[0, no]), abs=1e-3)
+        difference = float(logits[0] - logits[1])
+        assert row[KIND]["enhanced"] == pytest.approx(difference if np.isfinite(difference) else row[KIND]["model"], abs=1e-3)  # fmt: skip
+    cli.main([*common, "--out", str(tmp_path / "same"), "--alphas", "0"])
+    for row in lines(tmp_path / "same/answers.jsonl"):
+        assert row[KIND]["enhanced"] == row[KIND]["exchanged"] == row[KIND]["model"]  # to the bit
+    assert read_json(tmp_path / "same/result.json")["value"] == 0
+
+
+def test_mixed_answers_by_hand():
+    plain, moved = np.array([0.1, -0.1, 3.0, -3.0]), np.array([-2.0, 2.0, -9.0, 9.0])
+    # log .8 = -.223: the first two answers are open, the last two are not
+    assert answer(plain, moved, 0.6, 0.8) == pytest.approx([0.4 * 0.1 - 1.2, -0.04 + 1.2, 3.0, -3.0])
+    assert answer(plain, moved, 1.0, 1e-9) == pytest.approx(moved)
+    assert (answer(plain, moved, 0.0, 0.8) == plain).all()
+
+
+def test_a_vl_sae_of_something_else_and_shares_that_are_none_are_sentences(shard, run, paired, tmp_path, capsys):
+    q = tmp_path / "q.jsonl"
+    key = open_dataset(shard).keys[0]
+    q.write_text(json.dumps({"image": key, "question": "is there a star?", "answer": "no"}))
+    common = ["eval", "yes_no", shard, "--out", str(tmp_path / "out"), *MODEL, "--run", str(paired)]
+    for wrong, said in (
+        (["--latents", "3"], "leave --latents and --kinds out"),
+        (["--alphas", "2"], "from 0 to 1"),
+        (["--plausible", "0"], "all are shares"),
+        (["--questions", str(q)], "ask about more images"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*common, *wrong])
+        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["extract", "--data", shard, *MODEL, "--sites", SITE, "--segments", "modality", "--out", str(tmp_path / "s")])  # fmt: skip
+    assert "give --pool mean" in capsys.readouterr().err
 
 
 def test_mistakes_are_sentences(shard, run, tmp_path, capsys):

@@ -106,6 +106,8 @@ class Filter:
     """Instead of a run: train one on the data first (vl_sae on a clip model's embeddings, topk on --site of a llava model)."""
     site: str | None = None
     """With --train on a llava model: where to read."""
+    skip: int = 0
+    """With --train on a llava model: leave out the first so many tokens of every sample, here and in the scores. 1: the first has a norm that takes over a dictionary."""
     latents: int = 1024
     """With --train: concepts of the SAE."""
     k: int = 32
@@ -164,6 +166,8 @@ class Audit:
     """Instead of a run: train one (ra_topk) on half of the real images; the other half is compared."""
     site: str | None = None
     """With --train: where to read."""
+    skip: int = 0
+    """With --train: leave out the first so many tokens of every image, here and wherever the SAE is used."""
     latents: int = 1024
     """With --train: concepts of the SAE."""
     k: int = 16

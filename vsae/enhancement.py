@@ -26,6 +26,7 @@ class Enhanced:
     """A function for `model.edit(site, ...)` of an image-text model; a prompt without an image is left as it is.
 
     image, text: the two sides of a VL-SAE on mean tokens of that site (`Run.side`).
+    seen: a mean image token for each prompt, in place of its own: another image's is the control that a gain must beat.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Enhanced:
         beta: float = 0.9,
         kind_names: Sequence[str],
         alignment: Alignment | None = None,
+        seen: Float[Tensor, "batch d_model"] | None = None,
     ) -> None:
         if image.n_latents != text.n_latents:
             raise ValueError(
@@ -46,7 +48,7 @@ class Enhanced:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value:g}: it is a share, from 0 to 1.")
         self.image, self.text, self.alpha, self.beta = image, text, alpha, beta
-        self.kind_names, self.alignment = tuple(kind_names), alignment
+        self.kind_names, self.alignment, self.seen = tuple(kind_names), alignment, seen
         self._shift: Tensor | None = None
 
     @torch.no_grad()
@@ -72,7 +74,7 @@ class Enhanced:
     ) -> Float[Tensor, "batch d_model"]:
         """x'_t - x_t; 0 for a row without image or text tokens."""
         x = values.to(self.text.b_dec)
-        x_v, x_t = mean(x, images), mean(x, texts)
+        x_v, x_t = mean(x, images) if self.seen is None else self.seen.to(x), mean(x, texts)
         e = Halves(x_v, x_t) if self.alignment is None else self.alignment.encode(Halves(x_v, x_t))
         h_v, h_t = (dense(sae, of) for sae, of in ((self.image, e.first), (self.text, e.second)))
         back = self.text.decode(Code.full(torch.lerp(h_t, h_v, self.beta)))

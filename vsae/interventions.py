@@ -120,6 +120,7 @@ class Where:
     positions: places in a sample, from 0, whatever padding is before it; a generated token's is where it stands behind its prompt.
     cells: (row, column) of the patch grid: of every image and copy where the model tells its layout; else counted over the tokens of kind
         `patch` or `image`, of the row's first image.
+    skip: leaves the first so many tokens of a sample alone, whatever padding is before them: those that an SAE was trained without (`Run.skip`).
     images, copies, answer: of a language site: which images of the prompt, from 0; which copies of them (0: whole, 1: in tiles); True: what the
         assistant says, False: all else.
     """
@@ -130,6 +131,7 @@ class Where:
     images: tuple[int, ...] | None = None
     copies: tuple[int, ...] | None = None
     answer: bool | None = None
+    skip: int = 0
 
     def mask(
         self,
@@ -142,8 +144,11 @@ class Where:
         mask = torch.ones_like(kinds, dtype=torch.bool)
         if self.kinds is not None:
             mask &= of_kinds(kinds, kind_names, self.kinds)
-        if self.positions is not None:
-            mask &= among(placed(kinds, kind_names) if layout is None else layout.position, self.positions)
+        if self.positions is not None or self.skip:
+            place = placed(kinds, kind_names) if layout is None else layout.position
+            mask &= place >= self.skip
+            if self.positions is not None:
+                mask &= among(place, self.positions)
         if layout is None:
             if (self.images, self.copies, self.answer) != (None, None, None):
                 raise ValueError(

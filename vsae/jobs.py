@@ -105,8 +105,9 @@ class Extract:
     """Threads that decode, preprocess and tokenise."""
     pool: Literal["none", "mean", "max", "last"] = "none"
     """One row a segment instead of one a token: the mean or the maximum of its patches or words, or the last of them."""
-    segments: Literal["sample", "caption", "image", "sentence", "region"] = "sample"
-    """What is pooled: all that a sample has; of mixed samples the caption alone, or each image; each sentence; or each region of the images' masks."""
+    segments: Literal["sample", "caption", "image", "modality", "sentence", "region"] = "sample"
+    """What is pooled: all that a sample has; of mixed samples the caption alone, or each image, or image and text apart, as SITE:image and SITE:text
+    (pairs for recipe vl_sae); each sentence; or each region of the images' masks."""
     gradient: Literal["none", "logit", "contrastive", "next_token"] = "none"
     """Also write, as SITE:gradient, the gradient of this scalar at each site, for recipe gradient_topk. logit: of the predicted class.
     contrastive: InfoNCE of a batch's images and captions. next_token: the language model's loss."""

@@ -11,7 +11,10 @@ from vsae.jobs import Model
 
 @dataclass(frozen=True)
 class EvalYesNo:
-    """Ask an image-text model yes/no questions about images, as it is and, with a run, under an edit of latents, beside random latents of the same size."""
+    """Ask an image-text model yes/no questions about images, as it is and, with a run, under an edit of latents, beside random latents of the same size.
+
+    With a VL-SAE: with answers brought nearer to the image by its codes, beside the codes of other images.
+    """
 
     data: tyro.conf.Positional[str]
     """The images: shards, a folder or a list."""
@@ -28,7 +31,7 @@ class EvalYesNo:
     answers: tuple[str, str] = ("yes", "no")
     """As the model says them: LLaVA-1.5 says Yes and No."""
     run: Path | None = None
-    """An SAE of a site of this model. Left out: nothing is changed."""
+    """An SAE of a site of this model, whose latents are changed; or a VL-SAE on SITE:image+SITE:text of it. Left out: nothing is changed."""
     latents: tuple[int, ...] = ()
     """With a run: what is changed."""
     operation: Literal["add", "clamp", "scale"] = "add"
@@ -37,6 +40,14 @@ class EvalYesNo:
     """See --operation: 'scale' with 0 silences."""
     kinds: tuple[str, ...] | None = None
     """Kinds of tokens that are changed; all, when left out."""
+    alphas: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """VL-SAE: how far text tokens move. Half of the images choose the alpha with the best balanced accuracy; the numbers are of the other half."""
+    beta: float = 0.9
+    """VL-SAE: share of the image's code in what text tokens move to."""
+    mix: float = 0.6
+    """VL-SAE: share of the moved pass in an answer's logits."""
+    plausible: float = 0.8
+    """VL-SAE: an answer that the model as it is finds less than this times as likely as the other stays refused. Near 0: none does."""
     batch_size: int = 16
     """Questions a forward pass."""
     resamples: int = 500

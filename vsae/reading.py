@@ -24,6 +24,7 @@ def reading(job: jobs.Extract) -> tuple[Any, Any, Callable[..., Iterator[Any]]]:
     from modalities.gradients import Gradients
     from modalities.segments import Pool
     from modalities.several import Several
+    from modalities.sided import Sided
 
     data, model = open_dataset(job.data), load_model(job.model)
     if job.more:
@@ -32,11 +33,16 @@ def reading(job: jobs.Extract) -> tuple[Any, Any, Callable[..., Iterator[Any]]]:
         if job.pool != "none":
             raise ValueError("a gradient belongs to one token: extract it without --pool.")
         model = Gradients(model, job.gradient, job.gradient_class)
+    apart = job.segments == "modality"
+    if apart and job.pool == "none":
+        raise ValueError("--segments modality pools the tokens of each modality: give --pool mean.")
+    if apart:
+        model = Sided(model, job.pool)
     for site in sites(job):
         with model.edit(site, lambda values, kinds: values):
             pass  # placing and removing a hook refuses a name that is no site
 
-    pool = None if job.pool == "none" else Pool(job.pool, job.segments)
+    pool = None if job.pool == "none" or apart else Pool(job.pool, job.segments)
 
     def chunks(start: int, step: int = 1) -> Iterator[Any]:
         return stream(model, data, sites(job), job.batch_size, start, workers=job.workers, step=step, pool=pool)
@@ -72,7 +78,11 @@ def identities(model: Any) -> dict[str, Any]:
 
 
 def sites(job: jobs.Extract) -> list[str]:
-    """What the job's store holds: its sites, each with its gradient behind it where that is wanted."""
+    """What the job's store holds: its sites, each with its gradient behind it where that is wanted, or its image and its text side in its place."""
+    if job.segments == "modality":
+        from modalities.sided import sides
+
+        return [name for site in job.sites for name in sides(site)]
     if job.gradient == "none":
         return list(job.sites)
     return [name for site in job.sites for name in (site, f"{site}:gradient")]
@@ -94,7 +104,7 @@ def streamed(job: Any) -> "Source":
 
     spec = config.from_mapping(jobs.Extract, {"out": "", **config.read_yaml(job.stream)}, str(job.stream))
     model, data, chunks = reading(spec)
-    site = job.site or spec.sites[0]
+    site = job.site or sites(spec)[0]
     path, side = split_site(site)
     select, known = Select(job.kinds, skip=job.skip), identities(model)
     name, slash, own = path.partition("/")

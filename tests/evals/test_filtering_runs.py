@@ -113,6 +113,17 @@ def streamed(run, values, matched, scored):
     assert np.isnan(alone.scores["both"]).tolist() == [False, True]
     with pytest.raises(ValueError, match="have none of one"):
         scorer.fit([{"layer": Tokens(torch.ones(2, 3, D), torch.zeros(2, 3, dtype=torch.uint8))}])
+    without = {**run.meta, "fingerprint": run.fingerprint | {"select": {"kinds": None, "part": [0, 1], "skip": 2}}}
+    later = Mixed(Run(run.path, run.sae, without), KINDS)
+    later.weights = scorer.weights
+    x, padding = activations(slice(0, 20))["layer"], torch.full((20, 1), 2, dtype=torch.uint8)
+    padded = Tokens(torch.cat([torch.ones(20, 1, D), x.values], 1), torch.cat([padding, x.kinds], 1))
+    cut = Tokens(
+        x.values[:, 2:], x.kinds[:, 2:]
+    )  # the first two of each sample are not scored, whatever padding is before them
+    for seen in (x, padded):
+        for name, score in later({"layer": seen}).scores.items():
+            np.testing.assert_allclose(score, scorer({"layer": cut}).scores[name])
 
 
 def test_two_embeddings_are_scored_by_the_agreement_of_their_codes(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evals.steering import Seen, at_equal_reach, evaluate, interval, mean, shared, threshold, weights, when_passed
+from evals.steering_shown import verdict
 
 N = 40
 
@@ -144,3 +145,30 @@ def test_what_two_prompts_share_by_counting_pairs():
     pairs = list(itertools.permutations(values, 2))
     assert shared(values) == pytest.approx(np.mean([a == b for a, b in pairs]))
     assert shared([1]) is None and shared([1, 1]) == 1 and shared([1, 2]) == 0
+
+
+def test_the_verdict_says_both_ways():
+    """Of latents that win, that lose, that rise and that do not, by the numbers of two straight lines."""
+    good = {s: made(0.2 * s, 1 - 0.1 * s) for s in (1.0, 2.0, 4.0)}
+    bad = {s: made(0.2 * s, 1 - 0.2 * s) for s in (1.0, 2.0, 4.0)}
+    words = verdict(evaluate(BARE, {"latents": good, "means": bad}, {"shape": 0.1}), "red")
+    assert words[0] == (
+        "'red' rises with the strength of the latents: 0.00 at 0, 0.20 at 1, 0.40 at 2, 0.80 at 4; it never falls in 100% of the bootstrap's draws."
+    )
+    assert words[2] == (
+        "At equal 'red' the latents change shape less than the difference of means: they keep 0.20 (0.20 to 0.20) more of it."
+    )
+    words = verdict(evaluate(BARE, {"latents": bad, "random1": good}, {"shape": 0.1}), "red")
+    assert words[2] == (
+        "At equal 'red' the latents do not change shape less than random latents 1: they keep -0.20 (-0.20 to -0.20) more of it, which is less."
+    )
+    words = verdict(evaluate(BARE, {"latents": good, "means": good}, {"shape": 0.1}), "red")
+    assert "do not change shape less" in words[2] and "no difference, is in the interval" in words[2]
+    down = {1.0: made(0.5, 1.0), 2.0: made(0.3, 1.0)}
+    still = {1.0: made(0.0, 1.0), 2.0: made(0.0, 1.0)}
+    words = verdict(evaluate(BARE, {"latents": down, "means": still}, {"shape": 0.1}), "red")
+    assert words[0].startswith(
+        "'red' does not rise at every step with the strength of the latents: 0.00 at 0, 0.50 at 1"
+    )
+    assert words[1].startswith("'red' does not rise with the strength of the difference of means: 0.00 at 0, 0.00 at 1")
+    assert words[2].startswith("Whether the latents change shape less than the difference of means is not known")

@@ -21,6 +21,7 @@ def test_numbers_by_counting():
     assert found.f1.value == pytest.approx(2 * precision * recall / (precision + recall))
     assert found.precision.value == pytest.approx(precision) and found.recall.value == pytest.approx(recall)
     assert found.yes.value == 0.6 and found.yes.floor == 0.6
+    assert found.balanced.value == pytest.approx((5 / 6 + 3 / 4) / 2) and found.balanced.floor == 0.5
     pairs = [(a > b) + (a == b) / 2 for a in difference[truth] for b in difference[~truth]]
     assert found.auroc.value == pytest.approx(np.mean(pairs)) and found.auroc.floor == 0.5
     low, high = found.accuracy.interval
@@ -31,7 +32,7 @@ def test_numbers_by_counting():
 def test_always_the_same_answer_is_the_floor(answer):
     truth = np.array([True] * 6 + [False] * 4)
     found = answered(truth, np.full(10, answer), np.arange(10))
-    assert found.auroc.value == 0.5
+    assert found.auroc.value == found.balanced.value == 0.5
     if answer > 0:
         assert found.accuracy.value == found.accuracy.floor and found.f1.value == pytest.approx(found.f1.floor)
     else:

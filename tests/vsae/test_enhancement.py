@@ -51,6 +51,18 @@ def test_one_step_by_hand_text_tokens_alone_move_and_prompts_without_image_do_no
     assert torch.equal(new[2], values[2])
 
 
+def test_another_images_mean_takes_the_place_of_the_prompts_own(prompt):
+    values, kinds = prompt
+    own = torch.stack(
+        [values[row][kinds[row] == 0].mean(0) if row < 2 else torch.zeros(D).double() for row in range(3)]
+    )
+    image, text = side(0.1), side(0.2)
+    plain = Enhanced(image, text, kind_names=KINDS)(values, kinds)
+    torch.testing.assert_close(Enhanced(image, text, kind_names=KINDS, seen=own)(values, kinds), plain)
+    other = Enhanced(image, text, kind_names=KINDS, seen=own[[1, 0, 2]])(values, kinds)
+    assert not torch.allclose(other[:2], plain[:2]) and torch.equal(other[2], values[2])
+
+
 def one(sae, x):
     code = sae.encode(x[None])
     return code.indices[0], code.values[0]

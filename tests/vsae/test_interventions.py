@@ -119,6 +119,8 @@ def test_strength_is_linear_and_leaves_other_atoms_alone(world):
         (Where(), [(b, t) for b in range(2) for t in range(5)]),
         (Where(kinds=("patch",)), [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3)]),
         (Where(positions=(0, 4)), [(0, 0), (0, 4), (1, 0), (1, 4)]),
+        (Where(skip=3), [(0, 3), (0, 4), (1, 3), (1, 4)]),
+        (Where(kinds=("patch",), skip=2), [(0, 2), (0, 3), (0, 4), (1, 2), (1, 3)]),
         (Where(cells=((1, 0),)), [(0, 3), (1, 3)]),  # a grid of two columns: the third patch
         (Where(kinds=("cls", "pad"), positions=(4,)), [(1, 4)]),
     ],
@@ -153,6 +155,8 @@ class Layout(NamedTuple):
         (Where(images=(1,), copies=(0,)), [(0, 2), (0, 3)]),
         (Where(answer=True), [(0, 6), (0, 7), (1, 7)]),
         (Where(answer=False, positions=(0,)), [(0, 0), (1, 5)]),
+        (Where(skip=6), [(0, 6), (0, 7)]),
+        (Where(skip=1, positions=(0, 1)), [(0, 1), (1, 6)]),
     ],
 )
 def test_what_a_model_tells_of_its_tokens_chooses_among_them(world, where, touched):

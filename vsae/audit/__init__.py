@@ -65,6 +65,8 @@ def checked(job: Audit) -> None:
     """Refuse what contradicts itself before anything is read or drawn."""
     if (job.run is None) == (not job.train):
         raise ValueError("an audit needs an SAE: give --run DIR, or --train to train one on half of the real images.")
+    if job.skip and not job.train:
+        raise ValueError("--skip is of --train: a run leaves out the tokens that it was trained without.")
     if job.train and job.site is None:
         raise ValueError("--train needs --site: where to read MODEL, such as blocks.11.")
     if not job.generated and not job.pipelines:
@@ -192,6 +194,7 @@ def trained(job: Audit, site: str) -> Path:
         "site": site,
         "val_share": 0.5,
         "kinds": ("patch",),
+        "skip": job.skip,
         "sae": {"n_latents": job.latents, "k": job.k},
         "training": {"tokens": job.tokens, "batch_size": TRAIN_BATCH, "tracker": "none", "seed": job.seed},
     }

@@ -71,7 +71,7 @@ EVALUATIONS = {
     ),
     "yes_no": (
         "questions",
-        "whether an image-text model says yes to what is not there, and what an edit of latents makes of it",
+        "whether an image-text model says yes to what is not there, and what an edit of latents, or a VL-SAE, makes of it",
     ),
     "all": ("world", "--world: all of these where the right answers are known, in a rendered world, in one table"),
 }

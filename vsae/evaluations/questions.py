@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from vsae.evaluations import told
+from vsae.evaluations import enhancing, told
 from vsae.progress import track
 from vsae.question_jobs import EvalYesNo
 from vsae.reading import load_model
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from evals.yes_no import Question
     from vsae.run import Run
 
-Pass = Callable[[Mapping[str, Any]], torch.Tensor]
-"""A batch of prompts -> logits of the next token."""
+Name = TypeVar("Name")
+Pass = Callable[[Mapping[str, Any], "Sequence[Question]"], torch.Tensor]
+"""A batch of prompts, and the questions they ask -> logits of the next token."""
 
 
 def yes_no(job: EvalYesNo) -> Path:
@@ -34,10 +35,18 @@ def yes_no(job: EvalYesNo) -> Path:
     questions = (asked.read(job.questions) if job.questions else of_world(data, job.seed))[: job.most]
     run = None if job.run is None else Run.load(job.run, self_check=job.self_check)
     model = load_model(replace(job.model, options={"padding": "left"} | job.model.options))
-    passes: dict[str, Pass] = {"model": lambda batch: next_token(model, batch)}
-    if run is not None:
-        passes |= edited(job, run, model)
-    difference = answers(job, model, data, questions, passes)
+    details: dict[str, Any] = {}
+    splits, measure, kinds = {"report": job.data}, "accuracy", list(job.kinds or ())
+    if run is not None and "joined" in run.fingerprint:
+        found = enhancing.enhanced(job, run, model, data, questions)
+        questions, difference, measure, kinds = found.questions, found.difference, "balanced", ["text"]
+        details = {"alphas": found.alphas, "validation: balanced": found.curves, "validation: n": found.n_validation}
+        splits = {"alpha": "half of the images by a hash of their keys", "report": "the other half"}
+    else:
+        passes: dict[str, Pass] = {"model": lambda batch, _: next_token(model, batch)}
+        if run is not None:
+            passes |= edited(job, run, model)
+        difference = answers(job, model, data, questions, passes)
     numbers: dict[str, Any] = {
         name: asked.by_kind(questions, x, resamples=job.resamples, seed=job.seed) for name, x in difference.items()
     }
@@ -46,25 +55,26 @@ def yes_no(job: EvalYesNo) -> Path:
         for name, x in difference.items()
         if name != "model"
     }
-    headline = next(iter(change.values()))["accuracy"] if change else numbers["model"]["all"].accuracy
+    headline = next(iter(change.values()))[measure] if change else numbers["model"]["all"].accuracy
+    what = "accuracy" if measure == "accuracy" else f"{measure} accuracy"
     write_result(
         job.out,
         Result(
-            metric="change of the accuracy of yes/no answers" if change else "accuracy of yes/no answers",
+            metric=f"change of the {what} of yes/no answers" if change else "accuracy of yes/no answers",
             value=headline.value,
             floor=headline.floor,
             interval=headline.interval,
             n={"questions": len(questions), "images": len({question.image for question in questions})},
-            seeds={"bootstrap, random latents and questions about the rendered world": job.seed},
-            splits={"report": job.data},
+            seeds={"bootstrap, random latents, exchanged images and questions about the rendered world": job.seed},
+            splits=splits,
             normalisation="raw activations",
-            token_kinds=list(job.kinds or ()),
+            token_kinds=kinds,
             fingerprint=run.fingerprint if run else {"model": model.provenance},
-            details={"answers": numbers, "change": change},
+            details={"answers": numbers, "change": change, **details},
         ),
     )
     save(job, questions, difference)
-    return told(table(numbers, change), job.out)
+    return told(table(numbers, change, details), job.out)
 
 
 def checked(job: EvalYesNo) -> None:
@@ -102,21 +112,21 @@ def of_world(data: Any, seed: int) -> "list[Question]":
 
 
 def answers(
-    job: EvalYesNo, model: Any, data: Any, questions: "Sequence[Question]", passes: Mapping[str, Pass]
-) -> dict[str, np.ndarray]:
+    job: EvalYesNo, model: Any, data: Any, questions: "Sequence[Question]", passes: Mapping[Name, Pass]
+) -> dict[Name, np.ndarray]:
     """log p(yes) - log p(no) of each question, by the name of the pass."""
 
     places = {key: at for at, key in enumerate(data.keys)}
     if missing := [question.image for question in questions if question.image not in places]:
         raise ValueError(f"{job.data} has no image {missing[0]!r}, which a question is about.")
     yes, no = first_tokens(job, model, prompt(job, data, places, questions[0]))
-    found: dict[str, list[float]] = {name: [] for name in passes}
+    found: dict[Name, list[float]] = {name: [] for name in passes}
     starts = range(0, len(questions), job.batch_size)
     for start in track(starts, "ask", len(starts)):
-        samples = [prompt(job, data, places, question) for question in questions[start : start + job.batch_size]]
-        batch = model.prepare(samples)
+        some = questions[start : start + job.batch_size]
+        batch = model.prepare([prompt(job, data, places, question) for question in some])
         for name, one_pass in passes.items():
-            said = one_pass(batch).double()
+            said = one_pass(batch, some).double()
             found[name] += (said[:, yes] - said[:, no]).tolist()
     return {name: np.array(values) for name, values in found.items()}
 
@@ -160,8 +170,8 @@ def edited(job: EvalYesNo, run: "Run", model: Any) -> dict[str, Pass]:
     from vsae.interventions import checked as known
     from vsae.steering import Along, summed
 
-    if "joined" in run.fingerprint or "pool" in run.fingerprint:
-        raise ValueError(f"{job.run} reads pairs or pooled tokens: this needs an SAE of one site's tokens.")
+    if "pool" in run.fingerprint:
+        raise ValueError(f"{job.run} reads pooled tokens: this needs an SAE of one site's tokens, or a VL-SAE.")
     site = fitting_site(run, model)
     if not job.latents:
         raise ValueError("no latent is changed: give --latents.")
@@ -179,10 +189,10 @@ def edited(job: EvalYesNo, run: "Run", model: Any) -> dict[str, Pass]:
     if len(others) < len(latents):
         raise ValueError(f"{len(others)} other latents are too few for a control of {len(latents)}.")
     control = np.random.default_rng(job.seed).choice(others, len(latents), replace=False).tolist()
-    where = Where(kinds=job.kinds)
+    where = Where(kinds=job.kinds, skip=run.skip)
 
     def under(change: Operation) -> Pass:
-        def through(batch: Mapping[str, Any]) -> torch.Tensor:
+        def through(batch: Mapping[str, Any], _: "Sequence[Question]") -> torch.Tensor:
             with model.edit(site, Intervention(sae, change, where=where, kind_names=KINDS)):
                 return next_token(model, batch)
 
@@ -215,23 +225,28 @@ def save(job: EvalYesNo, questions: "Sequence[Question]", difference: Mapping[st
     write_whole(job.out / "answers.jsonl", rows)
 
 
-def table(numbers: Mapping[str, Any], change: Mapping[str, Any]) -> Any:
+def table(numbers: Mapping[str, Any], change: Mapping[str, Any], details: Mapping[str, Any]) -> Any:
+    """Every measure of all questions, beside its change under each edit, and the accuracy by kind."""
     from rich.markup import escape
     from rich.table import Table
 
     from evals.steering_shown import said
     from evals.yes_no import MEASURES
 
-    shown = Table("", "questions", "n", *MEASURES)
-    for name, kinds in numbers.items():
-        for kind, each in kinds.items():
-            shown.add_row(name, escape(kind), str(each.n), *(said(getattr(each, measure)) for measure in MEASURES))
-        if name in change:
-            shown.add_row(f"{name}: change", "all", "", *(said(change[name][measure]) for measure in MEASURES))
+    plain, chosen = numbers["model"], details.get("alphas", {})
+    shown = Table("", "floor", "model", *(("under an edit", "change, floor 0") if change else ()))
+    for name in change or {"": None}:
         shown.add_section()
-    flat = numbers["model"]["all"]
-    floors = ", ".join(f"{measure} {getattr(flat, measure).floor:.2f}" for measure in MEASURES)
-    shown.caption = f"floors of all: {floors}; of a change: 0"
+        if name:
+            shown.add_row(name + (f", alpha {chosen[name]:g}" if name in chosen else ""))
+        for measure in MEASURES:
+            row = [getattr(of["all"], measure) for of in (plain, *([numbers[name]] if name else []))]
+            row += [change[name][measure]] if name else []
+            shown.add_row(measure, f"{row[0].floor:.2f}", *map(said, row))
+        for kind in [kind for kind in plain if kind != "all"]:
+            row = [of[kind].accuracy for of in (plain, *([numbers[name]] if name else []))]
+            shown.add_row(f"accuracy, {escape(kind)} ({plain[kind].n:,})", f"{row[0].floor:.2f}", *map(said, row))
+    shown.caption = f"{plain['all'].n:,} questions"
     return shown
 
 

@@ -78,6 +78,8 @@ def checked(job: Filter) -> None:
         )
     if job.model.family not in ("clip", "llava"):
         raise ValueError(f"family {job.model.family} reads no pairs of image and text: choose clip or llava.")
+    if job.skip and (not job.train or job.model.family == "clip"):
+        raise ValueError("--skip is of the token stream that --train reads: leave it out with a run, or a clip model.")
     if job.train and job.model.family == "llava" and job.site is None:
         raise ValueError("--train on a llava model needs --site: a language layer, as model.language_model.layers.16.")
 
@@ -117,6 +119,7 @@ def trained(job: Filter, wait: Any) -> "Run":
         "recipe": recipe,
         "site": "+".join(sites),
         "kinds": None if job.model.family == "clip" else ("image", "text"),
+        "skip": job.skip,
         "sae": {"n_latents": job.latents, "k": job.k},
         "training": {"tokens": job.tokens, "batch_size": TRAIN_BATCH, "tracker": "none", "seed": job.seed},
     }

@@ -42,13 +42,13 @@ def steer(job: Steer, judge: "Judge | None" = None) -> Path:
     model, site = fitting_model(job, run)
     if job.vocabulary:
         return discover.discover(job, run, model, site)
-    found = directions.found(job, run.sae, model, site)
     made: Any = Drawn(job, model) if job.model.family == "diffusion" else Written(job, model, judge)
+    found = directions.found(job, run, model, site)
     bare = made.bare()
     strengths = sorted({0.0, *job.strengths})
 
     def make(name: str, strength: float) -> steering.Seen:
-        return made.seen(name, strength, site, found.edit(job, run.sae, name, strength))
+        return made.seen(name, strength, site, found.edit(job, run, name, strength))
 
     if job.find is not None:
         reached = steering.threshold(

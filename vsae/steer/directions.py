@@ -3,15 +3,17 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vsae.interventions import Add, Clamp, Intervention, Operation, Scale, Where, checked
-from vsae.sae import SAE
 from vsae.steer_jobs import Steer
+
+if TYPE_CHECKING:
+    from vsae.run import Run
 
 FILE, ABOUT = "directions.safetensors", "directions.json"
 MEANS = "means"
@@ -51,45 +53,45 @@ class Directions:
             return Scale(self.latents, 0.0 if job.value is None else job.value)
         return (Add if job.operation == "add" else Clamp)(self.latents, self.values)
 
-    def edit(self, job: Steer, sae: SAE, name: str, strength: float) -> Intervention:
+    def edit(self, job: Steer, run: "Run", name: str, strength: float) -> Intervention:
         """The function for `model.edit`."""
         from modalities.base import KINDS
         from vsae.steering import Along
 
         operation = self.operation(job)
         if name != "latents":
-            operation = Along(self.vectors[name].to(sae.b_dec), operation)
-        where = Where(kinds=job.kinds, answer=True if job.answer_only else None)
-        return Intervention(sae, operation, strength=strength, where=where, kind_names=KINDS)
+            operation = Along(self.vectors[name].to(run.sae.b_dec), operation)
+        where = Where(kinds=job.kinds, answer=True if job.answer_only else None, skip=run.skip)
+        return Intervention(run.sae, operation, strength=strength, where=where, kind_names=KINDS)
 
 
-def found(job: Steer, sae: SAE, model: Any, site: str) -> Directions:
+def found(job: Steer, run: "Run", model: Any, site: str) -> Directions:
     """The directions, from the examples; those of an earlier start of the same job where they are there."""
     from vsae.files import read_json, write_json
     from vsae.tensors import read_tensors, write_tensors
 
     if job.latents:
-        checked(sae, job.latents)
+        checked(run.sae, job.latents)
     if (job.out / ABOUT).is_file():
         about = {name: tuples(value) for name, value in read_json(job.out / ABOUT).items()}
         return Directions(**about, vectors=read_tensors(job.out / FILE))
-    made = fitted(job, sae, model, site)
+    made = fitted(job, run, model, site)
     write_tensors(job.out / FILE, made.vectors)
     content = {name: value for name, value in vars(made).items() if name not in ("vectors", "threshold")}
     write_json(job.out / ABOUT, content)
-    return found(job, sae, model, site)
+    return found(job, run, model, site)
 
 
-def fitted(job: Steer, sae: SAE, model: Any, site: str) -> Directions:
+def fitted(job: Steer, run: "Run", model: Any, site: str) -> Directions:
     from modalities.data import Bad, open_dataset
     from modalities.data.first import First
     from vsae.steering import examples, summed
 
-    data = First(open_dataset(job.examples or job.prompts), job.most_examples)
+    sae, data = run.sae, First(open_dataset(job.examples or job.prompts), job.most_examples)
     read = (data.read(at) for at in range(len(data)))
     samples = [sample for sample in read if not isinstance(sample, Bad)]
     has = [says(text, job.concept) for text in (text_of(job, sample) for sample in samples)]
-    ex = examples(sae, batches(job, model, site, samples), has)
+    ex = examples(sae, batches(job, run, model, site, samples), has)
     latents = tuple(job.latents) or tuple(ex.best(job.choose))
     values = [job.value] * len(latents) if job.value is not None else ex.sizes(latents)
     controls = tuple(tuple(ex.matched(latents, job.seed + number)) for number in range(job.controls))
@@ -111,13 +113,13 @@ def fitted(job: Steer, sae: SAE, model: Any, site: str) -> Directions:
 
 
 def batches(
-    job: Steer, model: Any, site: str, samples: Sequence[Any]
+    job: Steer, run: "Run", model: Any, site: str, samples: Sequence[Any]
 ) -> Iterator[tuple[Float[Tensor, "batch tokens d_model"], Bool[Tensor, "batch tokens"]]]:
     """Activations of the samples, and which of their tokens the edit would reach in a prompt."""
     from modalities.base import KINDS
     from vsae.progress import track
 
-    where, starts = Where(kinds=job.kinds), range(0, len(samples), job.batch_size)
+    where, starts = Where(kinds=job.kinds, skip=run.skip), range(0, len(samples), job.batch_size)
     for start in track(starts, "read examples", len(starts)):
         seen = model.activations(model.prepare(samples[start : start + job.batch_size]), [site])[site]
         yield seen.values, where.mask(seen.kinds, KINDS, None)

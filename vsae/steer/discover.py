@@ -14,7 +14,6 @@ import torch
 
 from vsae.report.page import Fact
 from vsae.report.results import Grid, Part, Picture, Section, Strip, write
-from vsae.sae import SAE
 from vsae.steer.images import BARE, LOOKED, Judge, Pictures
 from vsae.steer_jobs import Steer
 
@@ -33,13 +32,13 @@ def discover(job: Steer, run: "Run", model: Any, site: str) -> Path:
     from vsae.evaluations import told
 
     words = vocabulary(job)
-    sizes, random = chosen(job, run.sae, model, site)
     pictures = Pictures(job, model)
+    sizes, random = chosen(job, run, model, site)
     judge = Judge(str(job.judge))
     texts = judge.texts([job.phrase.format(word) for word in words])
     strength = max(job.strengths)
     pictures.draw(BARE, {})
-    for name, edit in edits(job, run.sae, sizes, random, strength).items():
+    for name, edit in edits(job, run, sizes, random, strength).items():
         pictures.edited(name, site, edit, {"direction": name, "strength": strength})
     seen = {name: likeness(pictures, judge, texts, name) for name in (BARE, *names(sizes, random))}
     latents = {name: seen[name] for name in names(sizes, {})}
@@ -64,7 +63,7 @@ def vocabulary(job: Steer) -> tuple[str, ...]:
     return words
 
 
-def chosen(job: Steer, sae: SAE, model: Any, site: str) -> tuple[dict[int, float], dict[str, torch.Tensor]]:
+def chosen(job: Steer, run: "Run", model: Any, site: str) -> tuple[dict[int, float], dict[str, torch.Tensor]]:
     """Latents with their sizes, and random directions; those of an earlier start of the same job where they are there."""
     from modalities.data import Bad, open_dataset
     from modalities.data.first import First
@@ -74,14 +73,14 @@ def chosen(job: Steer, sae: SAE, model: Any, site: str) -> tuple[dict[int, float
     from vsae.steering import examples
     from vsae.tensors import read_tensors, write_tensors
 
-    note, vectors = job.out / "latents.json", job.out / "random.safetensors"
+    sae, note, vectors = run.sae, job.out / "latents.json", job.out / "random.safetensors"
     if job.latents:
         checked(sae, job.latents)
     if not note.is_file():
         data = First(open_dataset(job.examples or job.prompts), job.most_examples)
         read = (data.read(at) for at in range(len(data)))
         samples = [sample for sample in read if not isinstance(sample, Bad)]
-        ex = examples(sae, batches(job, model, site, samples))
+        ex = examples(sae, batches(job, run, model, site, samples))
         rng = np.random.default_rng(job.seed)
         live = np.flatnonzero(ex.fires > 0)
         latents = list(job.latents) or sorted(rng.permutation(live)[: job.choose].tolist())
@@ -97,7 +96,7 @@ def names(sizes: dict[int, float], random: dict[str, torch.Tensor]) -> list[str]
 
 
 def edits(
-    job: Steer, sae: SAE, sizes: dict[int, float], random: dict[str, torch.Tensor], strength: float
+    job: Steer, run: "Run", sizes: dict[int, float], random: dict[str, torch.Tensor], strength: float
 ) -> "dict[str, Intervention]":
     """A function for `model.edit` for each latent, and for each random direction, which goes as far as one of the latents does in its turn."""
     from modalities.base import KINDS
@@ -108,10 +107,10 @@ def edits(
     operations: dict[str, Operation] = {f"latent_{j}": kind([j], size) for j, size in sizes.items()}
     own = list(operations.values())
     for at, (name, vector) in enumerate(random.items()):
-        operations[name] = Along(vector.to(sae.b_dec), own[at % len(own)])
-    where = Where(kinds=job.kinds)
+        operations[name] = Along(vector.to(run.sae.b_dec), own[at % len(own)])
+    where = Where(kinds=job.kinds, skip=run.skip)
     return {
-        name: Intervention(sae, operation, strength=strength, where=where, kind_names=KINDS)
+        name: Intervention(run.sae, operation, strength=strength, where=where, kind_names=KINDS)
         for name, operation in operations.items()
     }
 

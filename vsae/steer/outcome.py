@@ -20,6 +20,7 @@ def write(job: Steer, run: "Run", found: "Directions", made: Any, measured: "Ste
     steering_shown.draw_reach(measured, concept, job.out / "reach.png")
     for of in measured.effects[0].kept:
         steering_shown.draw_kept(measured, concept, of, job.out / f"{figure_name(of)}.png")
+    print("\n".join(steering_shown.verdict(measured, concept)))
     told(steering_shown.table(measured, concept), job.out)
 
 
@@ -30,6 +31,7 @@ def figure_name(of: str) -> str:
 def result(job: Steer, run: "Run", found: "Directions", made: Any, measured: "Steered") -> None:
     """The headline is the concept at the largest strength, floor: without an edit."""
     from evals.result import Result, write_result
+    from evals.steering_shown import verdict
 
     strongest = max((each for each in measured.effects if each.direction == "latents"), key=lambda each: each.strength)
     about = {name: value for name, value in vars(found).items() if name != "vectors"}
@@ -46,7 +48,12 @@ def result(job: Steer, run: "Run", found: "Directions", made: Any, measured: "St
             normalisation="raw activations",
             token_kinds=list(job.kinds or ()),
             fingerprint=run.fingerprint,
-            details={"steered": measured, "directions": about, "bare": made.about_bare()},
+            details={
+                "verdict": verdict(measured, job.concept[0]),
+                "steered": measured,
+                "directions": about,
+                "bare": made.about_bare(),
+            },
         ),
     )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.steering_shown import said
+from evals.steering_shown import said, verdict
 from vsae.report.page import Fact
 from vsae.report.results import Chart, Grid, Part, Picture, Section, write
 from vsae.steer.outcome import figure_name
@@ -51,7 +51,14 @@ def write_page(job: Steer, run: "Run", found: "Directions", made: Any, measured:
         ),
         "Every direction moves each token as far as the latents do, so that they compare at equal size.",
     )
-    sections = [*made.sections(found), effects(job, found, measured), equal(job, found, measured), limits(job, made)]
+    answer = Section("In words", verdict(measured, concept))
+    sections = [
+        answer,
+        *made.sections(found),
+        effects(job, found, measured),
+        equal(job, found, measured),
+        limits(job, made),
+    ]
     return write(job.out / "report", f"Steering: {concept}", lead, facts, sections)
 
 
@@ -74,10 +81,6 @@ def effects(job: Steer, found: "Directions", measured: "Steered") -> Section:
     words = [
         *(f"{name}: {meaning(found, name)}." for name in found.names),
         f"Kept: as it was without the edit. Floor, what two prompts share anyway: {floors}." if floors else "",
-        *(
-            f"{name}: the concept {'never falls' if rises else 'does not always rise'} with the strength."
-            for name, rises in measured.monotone.items()
-        ),
     ]
     parts: list[Part] = [chart(job, "reach", "how far the concept is there, by strength")]
     parts.append(
@@ -94,13 +97,6 @@ def equal(job: Steer, found: "Directions", measured: "Steered") -> Section:
         "Kept by the latents less kept by the other direction, averaged over how far both bring the concept out; above 0 the latents leave more as it was. "
         "Undefined: one of the two does not bring it out at all.",
     ]
-    for name, each in measured.equal.items():
-        for of, e in each.items():
-            if e.value is None:
-                continue
-            low, high = e.interval or (e.value, e.value)
-            verdict = "more than" if low > 0 else "less than" if high < 0 else "not distinguishably from"
-            words.append(f"The latents keep {of} {verdict} {name}: {said(e)}.")
     parts: list[Part] = [Grid(("beside", *(f"kept: {of}" for of in names)), rows)] if rows else []
     parts += [chart(job, figure_name(of), f"{of} kept, by how far the concept is there") for of in names]
     return Section("At equal effect", words, parts)
