@@ -214,6 +214,7 @@ def test_recoding_keeps_keys_captions_and_size_and_is_done_once(tmp_path, world)
 def test_names_of_generators_are_safe_to_be_folders():
     assert folder_name("runwayml/stable-diffusion-v1-5") == "stable-diffusion-v1-5"
     assert folder_name("a/b{000..003}.tar") == "b_000" and folder_name("/x/<i>é") == "_i_é"
+    assert folder_name("drawn/flux/images.jsonl") == "flux"  # a list that generate() wrote
 
 
 def test_a_bar_by_counts_ends_with_the_last(capsys):

@@ -78,8 +78,13 @@ def checked(job: Audit) -> None:
 
 
 def folder_name(where: str) -> str:
-    """What a generator is called: the last part of its path or hub name, without what a file system or a glob could trip over."""
-    name = Path(where).name.split(".")[0] or Path(where).resolve().name
+    """What a generator is called: the last part of its path or hub name, without what a file system or a glob could trip over; of a list that `generate` wrote, its folder."""
+    from modalities.generate import LIST
+
+    path = Path(where)
+    if path.name == LIST:
+        path = path.resolve().parent
+    name = path.name.split(".")[0] or path.resolve().name
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name) or "generator"
 
 
