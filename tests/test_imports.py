@@ -11,6 +11,7 @@ ROOF = {
     "vsae/reading.py",
     "vsae/evaluations/audits.py",
     "vsae/evaluations/dictionaries.py",
+    "vsae/evaluations/enhancing.py",
     "vsae/evaluations/labels.py",
     "vsae/evaluations/models.py",
     "vsae/evaluations/masks.py",

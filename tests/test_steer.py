@@ -145,7 +145,7 @@ def test_the_result_and_the_page_say_in_words_what_came_of_it(made):
     assert gap["value"] is None or f"keep {gap['value']:.2f}" in shape
     known = gap["interval"] is not None
     assert ("is not known" in shape) == (not known)
-    assert ("the latents change shape less than" in shape) == (known and gap["interval"][0] > 0)
+    assert ("At equal 'red' the latents change shape less than" in shape) == (known and gap["interval"][0] > 0)
     assert ("the latents do not change shape less than" in shape) == (known and gap["interval"][0] <= 0)
 
 
