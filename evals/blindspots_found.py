@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csc_array
 
 from evals.blindspots import EXAGGERATED, SUPPRESSED, Difference, Null
 from evals.memorisation import Memorised
@@ -18,8 +19,19 @@ SHOWN = 50
 
 
 @dataclass(frozen=True)
-class Audited:
-    """One generator."""
+class Energies:
+    """Energies [images, concepts] of the images of one store, and their keys."""
+
+    scores: csc_array
+    keys: tuple[str, ...]
+
+    def rows(self, which: Int[np.ndarray, "some"]) -> "Energies":
+        return Energies(csc_array(self.scores.tocsr()[which]), tuple(self.keys[at] for at in which.tolist()))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One generator, concept by concept."""
 
     name: str
     difference: Difference
@@ -28,11 +40,28 @@ class Audited:
     """Differs from the real images, but not in the same direction from the control."""
     interval: Float[np.ndarray, "2 concepts"]
     """95 % bootstrap interval of the relative difference over images."""
+
+
+@dataclass(frozen=True)
+class Audited(Compared):
+    """And image by image."""
+
     skew: float
     pairs: Memorised | None
+    """With the real image of the same key."""
     nearest: Memorised
-    keys: tuple[str, ...]
-    real_keys: tuple[str, ...]
+    energies: Energies
+    """Of the images that were compared."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Concepts of one name counted as one, in the generators' order."""
+
+    names: tuple[str, ...]
+    concepts: tuple[tuple[int, ...], ...]
+    """Of each name."""
+    generators: tuple[Compared, ...]
 
 
 @dataclass(frozen=True)
@@ -48,12 +77,15 @@ class Audit:
     """Latents of the concept that has most."""
     control: str | None
     settings: dict[str, Any]
+    real: Energies
+    altered: Energies | None
+    """Of the control."""
 
     def latents(self, concept: int) -> list[int]:
         return np.flatnonzero(self.concept == concept).tolist()
 
 
-def to_result(found: Audit, run: Run, real: SiteReader, generated: Sequence[SiteReader], resamples: int) -> Result:
+def to_result(found: Audit, run: Run, real: SiteReader, generated: Sequence[SiteReader]) -> Result:
     """The share of tested concepts that are blindspots of the first generator is the headline; floor: the same of two halves of the real images."""
     first = found.generators[0]
     tested = int(first.difference.tested.sum())
@@ -67,7 +99,7 @@ def to_result(found: Audit, run: Run, real: SiteReader, generated: Sequence[Site
             "concepts": len(first.difference.real),
             "live": int(first.difference.live.sum()),
             "tested": tested,
-            "resamples": resamples,
+            "resamples": found.settings["resamples"],
         },
         seeds={"permutations, bootstrap and splits": found.settings["seed"]},
         splits={"real": real.fingerprint | {"part": found.settings["part"]}}
@@ -89,30 +121,30 @@ def to_result(found: Audit, run: Run, real: SiteReader, generated: Sequence[Site
 def described(each: Audited, found: Audit) -> dict[str, Any]:
     """A generator as JSON: counts, and the concepts that say most."""
     d, least = each.difference, found.settings["temperature"] * np.log(9)
-    live = np.flatnonzero(d.live)
+    live, keys = np.flatnonzero(d.live), each.energies.keys
 
     def concept(k: int) -> dict[str, Any]:
         numbers = {name: float(getattr(d, name)[k]) for name in ("real", "generated", "delta", "relative", "p", "q")}
         of = {"latents": found.latents(k), "limit": float(d.limit[k]), "interval": each.interval[:, k].tolist()}
         return numbers | of
 
-    def images(found: Memorised | None) -> Any:
-        if found is None:
+    def images(memorised: Memorised | None, real: tuple[str, ...]) -> Any:
+        if memorised is None:
             return None
-        nearest = np.argsort(np.where(np.isnan(found.distance), np.inf, found.distance), kind="stable")[:SHOWN]
+        nearest = np.argsort(np.where(np.isnan(memorised.distance), np.inf, memorised.distance), kind="stable")[:SHOWN]
         listed = [
-            {"key": each.keys[i], "real": each.real_keys[found.real[i]], "distance": float(found.distance[i])}
+            {"key": keys[i], "real": real[memorised.real[i]], "distance": float(memorised.distance[i])}
             for i in nearest.tolist()
         ]
-        control = found.control
+        control = memorised.control
         return {
-            "candidates": len(found.candidates),
+            "candidates": len(memorised.candidates),
             "nearest": listed,
-            "median": float(np.nanmedian(found.distance)) if np.isfinite(found.distance).any() else None,
+            "median": float(np.nanmedian(memorised.distance)) if np.isfinite(memorised.distance).any() else None,
             "control_smallest": float(control.min()) if len(control) else None,
             "control_median": float(np.median(control)) if len(control) else None,
-            "min_energy": found.min_energy,
-            "left_out": found.left_out,
+            "min_energy": memorised.min_energy,
+            "left_out": memorised.left_out,
         }
 
     return {
@@ -130,7 +162,7 @@ def described(each: Audited, found: Audit) -> dict[str, Any]:
         "low_level": [concept(k) for k in by_change(d, each.low_level)],
         "smallest_delta": [concept(int(k)) for k in live[np.argsort(d.delta[live], kind="stable")][:SHOWN]],
         "largest_delta": [concept(int(k)) for k in live[np.argsort(-d.delta[live], kind="stable")][:SHOWN]],
-        "memorised": {"pairs": images(each.pairs), "nearest": images(each.nearest)},
+        "memorised": {"pairs": images(each.pairs, keys), "nearest": images(each.nearest, found.real.keys)},
     }
 
 

@@ -4,13 +4,11 @@ Images of one caption have one key: where a generator's keys are the real ones',
 run was trained on, only what was held out is used, for the SAE knows the other images better than any generated one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
 from scipy.sparse import csc_array
 
 from evals import memorisation
@@ -26,7 +24,7 @@ from evals.blindspots import (
     resampled,
     skewness,
 )
-from evals.blindspots_found import Audit, Audited, to_result
+from evals.blindspots_found import Audit, Audited, Compared, Energies, Named, to_result
 from evals.blindspots_shown import draw_audited
 from evals.pooling import candidates, pool
 from evals.result import Estimate, write_result
@@ -36,17 +34,6 @@ from vsae.activations.store import SiteReader
 from vsae.run import Run
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-
-
-@dataclass(frozen=True)
-class Energies:
-    """Energies [images, concepts] of the images of one store, and their keys."""
-
-    scores: csc_array
-    keys: tuple[str, ...]
-
-    def rows(self, which: Int[np.ndarray, "some"]) -> "Energies":
-        return Energies(csc_array(self.scores.tocsr()[which]), tuple(self.keys[at] for at in which.tolist()))
 
 
 def evaluate(
@@ -92,8 +79,7 @@ def evaluate(
     audited = []
     for name, site in zip(names([site.store.path for site in generated]), generated, strict=True):
         theirs = energies(site, name)
-        found = audit(name, truth, theirs, altered, least_change, permutations, resamples, options)
-        audited.append(found)
+        audited.append(audit(name, truth, theirs, altered, least_change, permutations, resamples, options))
     floor = null(
         truth.scores,
         temperature=temperature,
@@ -109,6 +95,8 @@ def evaluate(
         "thresholds": [SUPPRESSED, EXAGGERATED],
         "part": part,
         "kinds": kinds,
+        "permutations": permutations,
+        "resamples": resamples,
     }
     audit_of = Audit(
         tuple(audited),
@@ -118,8 +106,10 @@ def evaluate(
         int(np.bincount(concept).max()),
         str(control.store.path) if control else None,
         settings,
+        truth,
+        altered,
     )
-    write_result(out, to_result(audit_of, run, real, generated, resamples))
+    write_result(out, to_result(audit_of, run, real, generated))
     for each in audited:
         draw_audited(each, floor, out / f"{each.name}.png")
     return audit_of
@@ -137,6 +127,28 @@ def audit(
 ) -> Audited:
     """One generator."""
     pairs, ours, theirs = matched(real, generated)
+    seen = compared(name, real, generated, control, least_change, permutations, resamples, options)
+    return Audited(
+        **vars(seen),
+        skew=skewness(seen.difference.delta),
+        pairs=memorisation.pairs(theirs.scores, ours.scores, seed=options["seed"]) if pairs else None,
+        nearest=memorisation.nearest(theirs.scores, real.scores),
+        energies=theirs,
+    )
+
+
+def compared(
+    name: str,
+    real: Energies,
+    generated: Energies,
+    control: Energies | None,
+    least_change: float,
+    permutations: int | None,
+    resamples: int,
+    options: dict[str, Any],
+) -> Compared:
+    """One generator, concept by concept."""
+    pairs, ours, theirs = matched(real, generated)
     found = compare(ours.scores, theirs.scores, pairs=pairs, permutations=permutations, **options)
     flagged = found.found(least_change)
     blind = flagged
@@ -150,17 +162,31 @@ def audit(
     moved = moved.reshape(resamples, -1)
     interval = np.full((2, moved.shape[1]), np.nan)
     interval[:, found.live] = np.nanquantile(moved[:, found.live], [0.025, 0.975], axis=0)
-    return Audited(
-        name,
-        found,
-        blind,
-        flagged & ~blind,
-        interval,
-        skewness(found.delta),
-        memorisation.pairs(theirs.scores, ours.scores, seed=options["seed"]) if pairs else None,
-        memorisation.nearest(theirs.scores, real.scores),
-        theirs.keys,
-        real.keys,
+    return Compared(name, found, blind, flagged & ~blind, interval)
+
+
+def by_name(found: Audit, called: Mapping[int, str]) -> Named:
+    """The same audit with all concepts of one name, found or not, counted as one: their energies are added up and tested again, names among themselves.
+
+    called: the name of a concept. A name says less than it seems to where few of its concepts carry most of the energy, and what has no name is not in it.
+    """
+    names = tuple(sorted(set(called.values())))
+    members = tuple(tuple(k for k in sorted(called) if called[k] == name) for name in names)
+    if not names:
+        return Named(names, members, ())
+    rows, columns = np.array([(k, at) for at, some in enumerate(members) for k in some]).T
+    sums = csc_array((np.ones(len(rows)), (rows, columns)), shape=(found.real.scores.shape[1], len(names)))
+
+    def summed(energies: Energies) -> Energies:
+        return Energies(csc_array(energies.scores @ sums), energies.keys)
+
+    real, control, settings = summed(found.real), found.altered and summed(found.altered), found.settings
+    options = {name: settings[name] for name in ("temperature", "alpha", "min_samples", "seed")}
+    how = settings["least_change"], settings["permutations"], settings["resamples"], options
+    return Named(
+        names,
+        members,
+        tuple(compared(each.name, real, summed(each.energies), control, *how) for each in found.generators),
     )
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.blindspots import Null
-from evals.blindspots_found import Audit, Audited, by_change
+from evals.blindspots_found import Audit, Audited, Named, by_change
 from evals.figures import ACCENT, INK, QUIET, save
 
 ROWS = 12
@@ -42,6 +42,21 @@ def table(found: Audit) -> Table:
                 f"{d.q[k]:.1e}",
                 f"{d.limit[k]:.4f}",
             )
+        shown.add_section()
+    return shown
+
+
+def names_table(named: Named) -> Table:
+    """The names that change most, of every generator."""
+    shown = Table("name", "concepts", "real", "generated", "relative", "95 % interval", "q")
+    shown.title = "By name (all concepts of a name, added up)"
+    for each in named.generators:
+        d = each.difference
+        shown.add_row(escape(f"{each.name}: {each.blindspots.sum()} of {d.tested.sum()}"))
+        for k in by_change(d, each.blindspots)[:ROWS]:
+            low, high = each.interval[:, k]
+            numbers = f"{d.real[k]:.4f}", f"{d.generated[k]:.4f}", f"{d.relative[k]:+.2f}", f"{low:+.2f} to {high:+.2f}"
+            shown.add_row(f"  {escape(named.names[k])}", f"{len(named.concepts[k])}", *numbers, f"{d.q[k]:.1e}")
         shown.add_section()
     return shown
 

@@ -14,7 +14,7 @@ from modalities.data.recode import recode, shrunk
 from modalities.microworld.attributes import WORDS
 from vsae import cli
 from vsae.activations.select import shares_of
-from vsae.audit import folder_name, shown
+from vsae.audit import bar, folder_name
 from vsae.files import read_json
 
 MODEL = ["--model.family", "dinov2", "--model.name", str(microworld.path("vit")), "--batch-size", "64"]
@@ -99,6 +99,19 @@ def test_what_is_gone_is_called_by_its_name(made):
     )
     assert json.loads((made / "concepts.json").read_text()) == pq.read_table(made / "concepts.parquet").to_pylist()
     assert "triangle (latent" in (made / "report/index.html").read_text()
+
+
+def test_by_name_what_is_gone_comes_first(made):
+    """The known answer: of all names, triangle changes most; and the generator that only writes JPEG changes none."""
+    rows = pq.read_table(made / "by_name.parquet").to_pylist()
+    assert rows == json.loads((made / "by_name.json").read_text())
+    gone = sorted((r for r in rows if r["generator"] == "no_triangle"), key=lambda r: -abs(r["relative"]))
+    assert gone[0]["name"] == "triangle" and gone[0]["verdict"] == "suppressed" and gone[0]["high"] < 0
+    assert not [r for r in rows if r["generator"] == "jpeg" and r["verdict"] in ("suppressed", "exaggerated")]
+    above = [r for r in concepts(made, "no_triangle") if r["name"] == "triangle" and r["name_above_chance"]]
+    assert set(gone[0]["concepts"]) >= {r["concept"] for r in above}
+    assert gone[0]["real"] == pytest.approx(sum(r["real"] for r in above), rel=1e-9)
+    assert "By name:" in (made / "report/index.html").read_text()
 
 
 def test_what_only_the_generator_draws_is_named_by_its_own_images(made, world):
@@ -218,7 +231,7 @@ def test_names_of_generators_are_safe_to_be_folders():
 
 
 def test_a_bar_by_counts_ends_with_the_last(capsys):
-    step = shown("draw")
+    step = bar("draw")
     for done in (2, 4, 5):
         step(done, 5)
 

@@ -8,8 +8,8 @@ import torch
 
 from evals.blindspots import Difference
 from evals.blindspots_found import by_change
-from evals.blindspots_runs import evaluate, names
-from evals.blindspots_shown import table
+from evals.blindspots_runs import by_name, evaluate, names
+from evals.blindspots_shown import names_table, table
 from modalities.microworld.attributes import DEFAULT
 from modalities.microworld.scenes import World, draw
 from modalities.microworld.tables import table as facts
@@ -41,7 +41,7 @@ class Chunk(NamedTuple):
 def store(tmp_path_factory):
     """store(name, seed, noise, **world): each scene's four tokens hold its attributes as unit directions; `noise` dims them all, image by image."""
 
-    def make(name, seed, change=1.0, copy=None, **world):
+    def make(name, seed, change=1.0, copy=None, keys=range(N), **world):
         scenes = draw(N, seed, world=World(**world))
         values = np.zeros((N, TOKENS, D), np.float32)
         rng = np.random.default_rng(seed)
@@ -53,8 +53,8 @@ def store(tmp_path_factory):
             values[: len(copy)] = copy
 
         def chunks(start):
-            for batch in range(start, N // 50):
-                rows = range(batch * 50, batch * 50 + 50)
+            for batch in range(start, len(keys) // 50):
+                rows = keys[batch * 50 : batch * 50 + 50]
                 columns = dict.fromkeys(("path", "caption", "label", "width", "height"))
                 samples = [columns | {"key": f"s{seed}-{i}"} for i in rows]
                 tokens = Tokens(
@@ -123,6 +123,50 @@ def test_what_was_planted_comes_out_and_nothing_of_a_fresh_draw(world, tmp_path)
     assert told["could_be_suppressed_by_delta"] == 0
     assert (tmp_path / "dropped.png").read_bytes().startswith(b"\x89PNG")
     assert table(found).row_count > 4
+
+
+def test_by_name_is_the_audit_of_the_summed_energies(world, tmp_path):
+    """The slow reference: sums by hand, and each mean of them; a name of one concept is that concept, and what no name is given to does not count."""
+    run = run_of(world["real"], tmp_path)
+    found = evaluate(run, world["real"], [world["dropped"], world["more"]], tmp_path, resamples=20)
+    shapes = {concept(f"shape:{value}"): "any shape" for value in DEFAULT["shape"]}
+    called = shapes | {concept("colour:red"): "red", concept("background:night"): "night"}
+    named = by_name(found, called)
+    assert named.names == ("any shape", "night", "red")
+    assert named.concepts == (tuple(sorted(shapes)), (concept("background:night"),), (concept("colour:red"),))
+    for each, whole in zip(named.generators, found.generators, strict=True):
+        for energy, scores in (("real", found.real.scores), ("generated", whole.energies.scores)):
+            dense, got = scores.toarray(), getattr(each.difference, energy)
+            assert got[0] == pytest.approx(np.mean([sum(row[k] for k in shapes) for row in dense]), rel=1e-12)
+        for at, one in ((1, concept("background:night")), (2, concept("colour:red"))):
+            assert each.difference.relative[at] == whole.difference.relative[one]
+            assert each.interval[:, at].tolist() == whole.interval[:, one].tolist()
+    dropped, more = named.generators
+    assert abs(dropped.difference.relative[0]) < 0.02 and not dropped.blindspots.any()  # other shapes took its place
+    assert np.flatnonzero(more.blindspots).tolist() == [1] and more.difference.q[1] < 0.05
+    assert names_table(named).row_count == 3
+    apart = by_name(found, {concept("shape:triangle"): "triangle", concept("shape:star"): "star"})
+    assert [apart.names[k] for k in by_change(apart.generators[0].difference, apart.generators[0].blindspots)][
+        0
+    ] == "triangle"
+    assert by_name(found, {}).generators == () and names_table(by_name(found, {})).row_count == 0
+
+
+def test_by_name_keeps_to_the_control(world, tmp_path):
+    run = run_of(world["real"], tmp_path)
+    found = evaluate(run, world["real"], [world["dimmed"]], tmp_path, control=world["dimmed"], resamples=5)
+    named = by_name(found, {k: "all" for k in range(D)})
+    assert named.generators[0].low_level.all() and not named.generators[0].blindspots.any()
+
+
+def test_the_pairs_of_some_real_images_are_listed_with_their_own_keys(world, store, tmp_path):
+    """The generator has images of the last 100 real ones only: the pair of each is its own key, whatever place that has among all."""
+    part = store("part", 1, keys=range(N - 100, N))[0]
+    evaluate(run_of(world["real"], tmp_path), world["real"], [part], tmp_path, resamples=5)
+    told = read_json(tmp_path / "result.json")["details"]["generators"]["part"]
+    listed = told["memorised"]["pairs"]["nearest"]
+    assert told["paired"] and told["n_generated"] == 100 and len(listed) == 50
+    assert all(each["key"] == each["real"] for each in listed)
 
 
 def test_what_the_control_does_too_is_low_level(world, tmp_path):

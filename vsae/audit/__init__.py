@@ -8,6 +8,7 @@
     result.json      every number (evals.blindspots_runs);  NAME.png: a picture of each generator
     concepts.parquet a row for each generator and concept: energies, delta, relative difference with its interval, p, q, detection limit, what it was found to be,
                      and with --names what CLIP calls it;  concepts.json: the same
+    by_name.parquet  with --names: a row for each generator and name, all its concepts counted as one;  by_name.json: the same
     report/          index.html, with real and generated images of each blindspot side by side;  report/explorer/: all concepts, to search and sort
 
 Every step takes what is there, so that an interrupted audit goes on where it was.
@@ -28,7 +29,7 @@ def audit(job: Audit) -> Path:
     """Do what is not done yet; returns the page. Raises ValueError and OSError with a sentence."""
     from evals import blindspots_runs, blindspots_shown
     from vsae.audit import concepts, names, page
-    from vsae.evaluations import told
+    from vsae.evaluations import shown, told
     from vsae.progress import track
     from vsae.reading import opened
 
@@ -56,9 +57,13 @@ def audit(job: Audit) -> Path:
     )
     told(blindspots_shown.table(found), job.out)
     sites = {"real": real, **others}
-    called = names.concept_names(job, loaded, sites, found, data)
+    called = names.concept_names(job, found, data)
     concepts.write(found, called, job.out)
-    return page.write_page(job, loaded, found, called, sites, data)
+    named = blindspots_runs.by_name(found, {k: each.name for k, each in called.items() if each.above_chance})
+    if called:
+        concepts.write_named(named, job.out)
+        shown(blindspots_shown.names_table(named))
+    return page.write_page(job, loaded, found, called, named, sites, data)
 
 
 def checked(job: Audit) -> None:
@@ -115,13 +120,13 @@ def sources(job: Audit) -> dict[str, str]:
 
     found = {"real": job.real}
     if job.images is not None:
-        found["real"] = str(recode(open_dataset(job.real), job.out / "real", most=job.images, progress=shown("real")))
+        found["real"] = str(recode(open_dataset(job.real), job.out / "real", most=job.images, progress=bar("real")))
     for name in job.pipelines:
         found[folder_name(name)] = drawn(job, name, found["real"])
     found |= {folder_name(where): where for where in job.generated}
     if job.control_jpeg is not None or job.control_side is not None:
         dataset, out = open_dataset(found["real"]), job.out / "control"
-        written = recode(dataset, out, jpeg=job.control_jpeg, side=job.control_side, progress=shown("control"))
+        written = recode(dataset, out, jpeg=job.control_jpeg, side=job.control_side, progress=bar("control"))
         found["control"] = str(written)
     return found
 
@@ -141,7 +146,7 @@ def drawn(job: Audit, name: str, real: str) -> str:
         out,
         seed=job.seed,
         batch_size=job.batch_size,
-        progress=shown(f"draw {folder_name(name)}"),
+        progress=bar(f"draw {folder_name(name)}"),
         num_inference_steps=job.steps,
         guidance_scale=job.guidance,
     )
@@ -150,7 +155,7 @@ def drawn(job: Audit, name: str, real: str) -> str:
     return str(made.path)
 
 
-def shown(what: str) -> Any:
+def bar(what: str) -> Any:
     """A callback of (done, all) that shows a bar."""
     from vsae.progress import track
 

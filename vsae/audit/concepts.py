@@ -1,4 +1,4 @@
-"""The table of all concepts of an audit, significant or not."""
+"""The tables of an audit: all concepts, significant or not, and all names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,34 +9,54 @@ import numpy as np
 from vsae.files import write_json, write_whole
 
 if TYPE_CHECKING:
-    from evals.blindspots_found import Audit, Audited
+    from evals.blindspots_found import Audit, Compared, Named
     from vsae.audit.names import Called
 
 NUMBERS = ("real", "generated", "delta", "relative", "p", "q", "limit")
+INTERVAL = ("low", "high")
 
 
 def write(found: "Audit", called: "Mapping[int, Called]", folder: Path) -> None:
     """concepts.parquet and concepts.json: a row for each generator and each concept that is live in the real or the generated images."""
     import pyarrow as pa
+
+    text = pa.string()
+    columns = {
+        "generator": text,
+        "concept": pa.int32(),
+        "latents": pa.list_(pa.int32()),
+        "verdict": text,
+        "name": text,
+        "name_above_chance": pa.bool_(),
+        "other_names": pa.list_(text),
+    }
+    numbers = dict.fromkeys((*NUMBERS, *INTERVAL, "name_cosine", "name_margin"), pa.float64())
+    write_table(folder / "concepts", rows_of(found, called), columns | numbers)
+
+
+def write_named(named: "Named", folder: Path) -> None:
+    """by_name.parquet and by_name.json: a row for each generator and each name of a live concept."""
+    import pyarrow as pa
+
+    columns = {"generator": pa.string(), "name": pa.string(), "concepts": pa.list_(pa.int32()), "verdict": pa.string()}
+    rows = [
+        {"generator": each.name, "name": name, "concepts": list(concepts), "verdict": verdict(each, at)}
+        | numbers_of(each, at)
+        for each in named.generators
+        for at, (name, concepts) in enumerate(zip(named.names, named.concepts, strict=True))
+        if each.difference.live[at]
+    ]
+    write_table(folder / "by_name", rows, columns | dict.fromkeys((*NUMBERS, *INTERVAL), pa.float64()))
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, Any]) -> None:
+    """PATH.parquet and PATH.json."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text, numbers = pa.string(), [*NUMBERS, "low", "high", "name_cosine", "name_margin"]
-    schema = pa.schema(
-        [
-            ("generator", text),
-            ("concept", pa.int32()),
-            ("latents", pa.list_(pa.int32())),
-            ("verdict", text),
-            ("name", text),
-            ("name_above_chance", pa.bool_()),
-            ("other_names", pa.list_(text)),
-            *((name, pa.float64()) for name in numbers),
-        ]
-    )
-    rows = rows_of(found, called)
-    table = pa.Table.from_pylist(rows, schema)
-    write_whole(folder / "concepts.parquet", lambda temporary: pq.write_table(table, temporary))
-    write_json(folder / "concepts.json", rows)
+    table = pa.Table.from_pylist(rows, pa.schema(list(columns.items())))
+    write_whole(path.with_suffix(".parquet"), lambda temporary: pq.write_table(table, temporary))
+    write_json(path.with_suffix(".json"), rows)
 
 
 def rows_of(found: "Audit", called: "Mapping[int, Called]") -> list[dict[str, Any]]:
@@ -45,13 +65,10 @@ def rows_of(found: "Audit", called: "Mapping[int, Called]") -> list[dict[str, An
     rows: list[dict[str, Any]] = []
     for each in found.generators:
         for k in np.flatnonzero(each.difference.live).tolist():
-            numbers = {name: number(getattr(each.difference, name)[k]) for name in NUMBERS}
-            low, high = each.interval[:, k]
             name = called.get(k)
             rows.append(
                 {"generator": each.name, "concept": k, "latents": members[k], "verdict": verdict(each, k)}
-                | numbers
-                | {"low": number(low), "high": number(high)}
+                | numbers_of(each, k)
                 | {
                     "name": name and name.name,
                     "name_above_chance": name and name.above_chance,
@@ -61,6 +78,12 @@ def rows_of(found: "Audit", called: "Mapping[int, Called]") -> list[dict[str, An
                 }
             )
     return rows
+
+
+def numbers_of(each: "Compared", k: int) -> dict[str, float | None]:
+    """Of one concept or name."""
+    found = {name: number(getattr(each.difference, name)[k]) for name in NUMBERS}
+    return found | dict(zip(INTERVAL, map(number, each.interval[:, k]), strict=True))
 
 
 def members_of(found: "Audit") -> dict[int, list[int]]:
@@ -75,7 +98,7 @@ def number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def verdict(each: "Audited", k: int) -> str:
+def verdict(each: "Compared", k: int) -> str:
     """What a concept was found to be."""
     d = each.difference
     if each.blindspots[k]:

@@ -9,13 +9,7 @@ from vsae.jobs import Extract, Model
 from vsae.progress import track
 
 if TYPE_CHECKING:
-    import numpy as np
-    from jaxtyping import Float
-    from scipy.sparse import csr_array
-
     from evals.blindspots_found import Audit
-    from vsae.activations.store import SiteReader
-    from vsae.run import Run
 
 FOLDER = "names"
 """CLIP's embeddings of each set of images, a store each, below OUT."""
@@ -40,10 +34,8 @@ class Called:
         return self.name + ("" if self.above_chance else "?")
 
 
-def concept_names(
-    job: Job, run: "Run", sites: "Mapping[str, SiteReader]", found: "Audit", data: Mapping[str, str]
-) -> Mapping[int, Called]:
-    """By concept; none without --names, and for concepts that are silent. sites and data: by name, "real" first. Raises ValueError and OSError.
+def concept_names(job: Job, found: "Audit", data: Mapping[str, str]) -> Mapping[int, Called]:
+    """By concept; none without --names, and for concepts that are silent. data: by name. Raises ValueError and OSError.
 
     Generated images count, too: what a generator draws far too often is hardly to be seen in the real ones.
     """
@@ -53,21 +45,23 @@ def concept_names(
     from scipy.sparse import vstack
 
     from evals import naming, naming_runs, vocabulary
+    from evals.embedded import embedded
     from vsae import cli
     from vsae.activations import ActivationStore
     from vsae.reading import load_model
 
     words = vocabulary.read(job.words)
     spec = Model("clip", job.names, job.names_options, device=job.model.device)
-    parts = []
-    for name, site in sites.items():
+    scores, embeddings = [], []
+    for name, energies in {"real": found.real, **{each.name: each.energies for each in found.generators}}.items():
         out, about = job.out / FOLDER / name, (vocabulary.IMAGE,)
         cli.extract(Extract(data[name], spec, about, out, job.batch_size, max_bad_share=0.5, workers=job.workers))
         part = found.settings["part"] if name == "real" else (0.0, 1.0)
-        parts.append(beside(run, site, ActivationStore.open(out).site(vocabulary.IMAGE), found, part))
-    scores, embeddings = vstack([each[0] for each in parts]).tocsc(), np.concatenate([each[1] for each in parts])
+        rows, seen = embedded(ActivationStore.open(out).site(vocabulary.IMAGE), energies.keys, part, track=track)
+        scores.append(energies.scores.tocsr()[rows])
+        embeddings.append(seen)
     T = vocabulary.embed(words, load_model(spec), job.names_template, track)
-    names, floor = naming_runs.by_images(scores, embeddings, T, job.seed)
+    names, floor = naming_runs.by_images(vstack(scores).tocsc(), np.concatenate(embeddings), T, job.seed)
     high, said = naming.bar(floor), [each[0] for each in words]
     return {
         concept: Called(
@@ -79,22 +73,3 @@ def concept_names(
         )
         for at, concept in enumerate(names.latent.tolist())
     }
-
-
-def beside(
-    run: "Run", site: "SiteReader", encoder: "SiteReader", found: "Audit", part: tuple[float, float]
-) -> "tuple[csr_array, Float[np.ndarray, 'images d']]":
-    """Of the images of one set: energies [images, concepts], and CLIP's embeddings."""
-    import numpy as np
-
-    from evals.blindspots import by_concept
-    from evals.embedded import embedded
-    from evals.pooling import candidates, pool
-    from vsae.activations import Select
-
-    codec = candidates(run.sae)
-    batches = site.sequential(4096, Select(found.settings["kinds"], part, run.skip))
-    codes = pool(codec, track(batches, "names", -(-site.n_rows // 4096)), "mean")
-    assert not isinstance(codes.scores, np.ndarray)
-    rows, embeddings = embedded(encoder, [site.keys[at] for at in codes.samples.tolist()], part, track=track)
-    return by_concept(codes.scores, found.concept).tocsr()[rows], embeddings

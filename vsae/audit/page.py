@@ -15,7 +15,7 @@ from vsae.report.page import Fact
 from vsae.report.results import Chart, Frame, Grid, Part, Picture, Section, Strip, write
 
 if TYPE_CHECKING:
-    from evals.blindspots_found import Audit, Audited
+    from evals.blindspots_found import Audit, Audited, Compared, Named
     from evals.memorisation import Memorised
     from vsae.activations.store import SiteReader
     from vsae.audit.names import Called
@@ -29,6 +29,7 @@ def write_page(
     run: "Run",
     found: "Audit",
     called: "Mapping[int, Called]",
+    named: "Named",
     sites: Mapping[str, "SiteReader"],
     data: Mapping[str, str],
 ) -> Path:
@@ -53,8 +54,11 @@ def write_page(
             for each in found.generators
         ),
     ]
-    sections = [summary(found), *(generator(job, found, each, called, looks) for each in found.generators)]
-    sections += [section for each in found.generators if (section := memorised(each, looks))]
+    sections = [summary(found)]
+    for at, each in enumerate(found.generators):
+        by_name = names(named, named.generators[at], job.shown) if named.names else None
+        sections.append(generator(job, found, each, called, by_name, looks))
+    sections += [section for each in found.generators if (section := memorised(each, found.real.keys, looks))]
     sections += [across(found)] if len(found.generators) > 1 else []
     last = limits(job, found)
     explorer.write(job.out / "report" / "explorer", found, called, looks, atoms_of(run), facts, last.words)
@@ -103,8 +107,31 @@ def summary(found: "Audit") -> Section:
     return Section("Generators", words, [Grid(columns, rows)])
 
 
+def names(named: "Named", each: "Compared", most: int) -> Grid:
+    """What is found of a generator when all concepts of a name count as one."""
+    from evals.blindspots_found import by_change
+
+    d, rows = each.difference, []
+    for k in by_change(d, each.blindspots)[:most]:
+        low, high = each.interval[:, k]
+        change = f"{d.relative[k]:+.2f} ({low:+.2f} to {high:+.2f})"
+        numbers = f"{d.real[k]:.2e}", f"{d.generated[k]:.2e}", change, f"{d.q[k]:.1e}"
+        rows.append((named.names[k], f"{len(named.concepts[k])}", verdict(each, k), *numbers))
+    note = (
+        f"By name: all concepts of one name, found or not, added up and tested again. {each.blindspots.sum()} of {d.tested.sum()} names are blindspots; by_name.parquet has the others. "
+        "Only names above chance are in it."
+    )
+    columns = ("name", "concepts", "verdict", "energy, real", "energy, generated", "relative difference", "q")
+    return Grid(columns, rows, note=note)
+
+
 def generator(
-    job: Job, found: "Audit", each: "Audited", called: "Mapping[int, Called]", looks: Mapping[str, Look]
+    job: Job,
+    found: "Audit",
+    each: "Audited",
+    called: "Mapping[int, Called]",
+    by_name: Grid | None,
+    looks: Mapping[str, Look],
 ) -> Section:
     """The blindspots of one generator with their evidence, the largest first."""
     from PIL import Image
@@ -113,7 +140,7 @@ def generator(
 
     d, listed = each.difference, by_change(each.difference, each.blindspots)[: job.shown]
     rows = []
-    parts: list[Part] = []
+    parts: list[Part] = [by_name] if by_name else []
     with Image.open(job.out / f"{each.name}.png") as figure:
         parts.append(
             Chart(Picture(figure.convert("RGB"), f"all concepts of {each.name}: relative difference and energy"))
@@ -158,8 +185,8 @@ def generator(
     return Section(each.name, words, [*parts, *evidence])
 
 
-def memorised(each: "Audited", looks: Mapping[str, Look]) -> Section | None:
-    """Generated images beside the real ones they are nearest to."""
+def memorised(each: "Audited", real: tuple[str, ...], looks: Mapping[str, Look]) -> Section | None:
+    """Generated images beside the real ones they are nearest to. real: keys of those."""
     measures: list[tuple[str, Memorised]] = [("the nearest real image", each.nearest)]
     rows, parts = [], []
     for name, m in measures:
@@ -168,8 +195,8 @@ def memorised(each: "Audited", looks: Mapping[str, Look]) -> Section | None:
         for i in order[np.isfinite(m.distance[order])].tolist():
             words = f"distance {m.distance[i]:.3f}" + (", a candidate" if i in m.candidates else "")
             both = (
-                looks[each.name].of(each.keys[i], f"generated: {words}"),
-                looks["real"].of(each.real_keys[m.real[i]], "real"),
+                looks[each.name].of(each.energies.keys[i], f"generated: {words}"),
+                looks["real"].of(real[m.real[i]], "real"),
             )
             pairs += [picture for picture in both if picture is not None]
         smallest = f"{m.control.min():.3f}" if len(m.control) else "-"

@@ -9,9 +9,10 @@ import pytest
 import torch
 from known_codes import HOSTILE, identity_sae, images_site
 from PIL import Image
+from scipy.sparse import csc_array
 
 from evals.blindspots import Difference, Null
-from evals.blindspots_found import Audit, Audited
+from evals.blindspots_found import Audit, Audited, Energies
 from evals.memorisation import Memorised
 from vsae.audit import explorer
 from vsae.audit.names import Called
@@ -19,6 +20,7 @@ from vsae.report import Fact
 from vsae.report.latents import Plan, gather
 from vsae.report.scatter import placed
 
+ENERGIES = Energies(csc_array((1, 6)), ("k0",))
 NONE = Memorised(np.zeros(1), np.zeros(1, np.int64), np.zeros(0), 0.0, 0)
 
 
@@ -28,7 +30,7 @@ def generator(name, real, relative, q, blind, low_level=()):
     limit = np.where(real > 0.01, 0.001, 1.0)
     d = Difference(real, made, 0.5 + 0.1 * relative, relative, q / 2, q, limit, 1.0, 0.05, True, 100, 5, 5)
     flags = [np.isin(np.arange(n), some) for some in (blind, low_level)]
-    return Audited(name, d, *flags, np.stack([relative - 0.05, relative + 0.05]), 0.0, None, NONE, ("k0",), ("k0",))
+    return Audited(name, d, *flags, np.stack([relative - 0.05, relative + 0.05]), 0.0, None, NONE, ENERGIES)
 
 
 def look(codes, **common):
@@ -48,7 +50,7 @@ def look(codes, **common):
 def audited(generators, n):
     null = Null((0.4, 0.6), False, 0.0, 0.1, 0.02, 8)
     settings = {"alpha": 0.05, "least_change": 0.1}
-    return Audit(tuple(generators), null, {}, np.arange(n), 1, None, settings)
+    return Audit(tuple(generators), null, {}, np.arange(n), 1, None, settings, ENERGIES, None)
 
 
 @pytest.fixture
