@@ -4,7 +4,8 @@
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,16 @@ def parse(caption: str) -> Mention:
             place.append(word)
     ordered = tuple({name: o[name] for name in OBJECT_ATTRIBUTES if name in o} for o in objects)
     return Mention(ordered, background, where, " ".join(place) or None)
+
+
+def without(mention: Mention, untold: Collection[str]) -> Mention:
+    """The same, but for some attributes. Raises ValueError for a shape, without which there is nothing to say, and for what is no attribute."""
+    if wrong := sorted(set(untold) - (set(WORDS) - {"shape"})):
+        raise ValueError(
+            f"captions cannot leave out {', '.join(wrong)}: choose among {', '.join(a for a in WORDS if a != 'shape')}."
+        )
+    told = tuple({name: value for name, value in each.items() if name not in untold} for each in mention.objects)
+    return replace(mention, objects=told, background=None if "background" in untold else mention.background)
 
 
 def turned(mention: Mention) -> Mention:

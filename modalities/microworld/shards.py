@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from . import corruption, samplers
-from .captions import choose, everything, say
+from .captions import choose, everything, say, without
 from .renderer import render
 from .scenes import World, draw
 from .tables import table
@@ -94,6 +94,7 @@ def records(
     size: int = 64,
     captions: int = 3,
     detail: float = 0.75,
+    untold: tuple[str, ...] = (),
     mask: str = "shape",
     corrupt: float = 0.0,
     corruptions: tuple[str, ...] = corruption.KINDS,
@@ -105,9 +106,10 @@ def records(
 ) -> Iterator[Record]:
     """(key, image, facts, mask, instances) of scenes `start` to `start + n` of `seed`, as `write` writes them, without the disk.
 
-    `captions` a scene, told in `detail`; a share `corrupt` of scenes gets captions spoiled in one of the ways `corruptions`; a share `copies` of
-    images repeats a scene of `copies_of` = (seed, number of training scenes); `jpeg` re-encodes at that quality and `resize` shrinks to that
-    side and back; the rest are the fields of `World`. Raises ValueError for a bad knob.
+    `captions` a scene, told in `detail`, but for the attributes `untold` (so that what a generator adds by itself can be seen); a share `corrupt`
+    of scenes gets captions spoiled in one of the ways `corruptions`; a share `copies` of images repeats a scene of `copies_of` = (seed, number of
+    training scenes); `jpeg` re-encodes at that quality and `resize` shrinks to that side and back; the rest are the fields of `World`. Raises
+    ValueError for a bad knob.
     """
     if not 0 <= corrupt <= 1:
         raise ValueError(f"the share of corrupt captions is {corrupt}: give a number between 0 and 1.")
@@ -140,8 +142,9 @@ def records(
             told = []
             for number in range(captions):
                 mention = everything(facts) if number == captions - 1 > 0 else choose(facts, rng, detail)
+                mention = without(mention, untold)
                 if spoiled:
-                    other = choose(table(others, row), rng, detail)
+                    other = without(choose(table(others, row), rng, detail), untold)
                     mention, became = corruption.corrupted(mention, other, facts["corruption"], rng)
                     facts["corruption"] = became if number == 0 else facts["corruption"]
                 told.append(say(mention, rng))

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from modalities.microworld.captions import Mention, choose, everything, parse, say, turned
+from modalities.microworld.captions import Mention, choose, everything, parse, say, turned, without
 from modalities.microworld.corruption import KINDS, corrupted, missing, swapped, wrong
 from modalities.microworld.questions import KINDS as QUESTION_KINDS
 from modalities.microworld.questions import ask
 from modalities.microworld.scenes import World, draw
+from modalities.microworld.shards import records
 from modalities.microworld.tables import relation, table
 
 SCENES = draw(1500, seed=21)
@@ -165,3 +166,20 @@ def test_relation_questions_by_hand():
 def test_an_unknown_question_gets_its_sentence():
     with pytest.raises(ValueError, match="no kind of question is called 'why'"):
         ask(FACTS[0], np.random.default_rng(0), "why")
+
+
+def test_what_is_untold_is_in_no_caption_and_the_rest_is_as_it_was():
+    mention = Mention((RED_STAR, BLUE_RING), "sand", "left of")
+    assert without(mention, ()) == mention
+    bare = Mention(({"shape": "star", "size": "small"}, {"shape": "ring"}), None, "left of")
+    assert without(mention, ("colour", "background")) == bare
+    for wrong_one in ("shape", "smell"):
+        with pytest.raises(ValueError, match=f"cannot leave out {wrong_one}"):
+            without(mention, (wrong_one,))
+    plain, open_ones = (
+        [r[2] for r in records(60, 5, corrupt=0.5, **knobs)] for knobs in ({}, {"untold": ("background",)})
+    )
+    told = [parse(caption).background for facts in plain for caption in facts["captions"]]
+    assert any(told) and len(told) == 180
+    assert not any(parse(caption).background for facts in open_ones for caption in facts["captions"])
+    assert [facts["background"] for facts in plain] == [facts["background"] for facts in open_ones]
