@@ -146,9 +146,8 @@ def test_by_name_is_the_audit_of_the_summed_energies(world, tmp_path):
     assert np.flatnonzero(more.blindspots).tolist() == [1] and more.difference.q[1] < 0.05
     assert names_table(named).row_count == 3
     apart = by_name(found, {concept("shape:triangle"): "triangle", concept("shape:star"): "star"})
-    assert [apart.names[k] for k in by_change(apart.generators[0].difference, apart.generators[0].blindspots)][
-        0
-    ] == "triangle"
+    first = apart.generators[0]
+    assert apart.names[by_change(first.difference, first.blindspots)[0]] == "triangle"
     assert by_name(found, {}).generators == () and names_table(by_name(found, {})).row_count == 0
 
 
