@@ -9,6 +9,7 @@ import torch
 import modalities
 from modalities.base import KINDS
 from modalities.data import Sample
+from modalities.loading import weights_digest
 from modalities.pipeline import Step, seed_of
 
 from .tiny_pipelines import CALLS
@@ -167,6 +168,10 @@ def test_a_denoiser_is_loaded_by_name_and_says_what_it_does(pipeline_dir):
     record = json.loads(json.dumps(model.provenance))
     assert record["generation"] == {"seed": 9, "num_inference_steps": 1} and record["part"] == "unet"
     assert record["scheduler"]["class"] == "DDIMScheduler" and record["weights"] != record["text"]
+    from diffusers import UNet2DConditionModel
+
+    plain = UNet2DConditionModel.from_pretrained(f"{pipeline_dir('sd')}/unet")
+    assert record["weights"] == weights_digest(plain)  # however its numbers lie in memory
 
 
 def test_streams_that_nothing_tells_apart_are_refused(denoisers):

@@ -37,7 +37,7 @@ class Pictures:
     def draw(self, folder: str, note: Mapping[str, Any]) -> None:
         """What is not there yet. Raises ValueError where the bare set has nothing that can be looked at."""
         from modalities.generate import generate
-        from vsae.audit import shown
+        from vsae.audit import bar
 
         made = generate(
             self.painter,
@@ -46,7 +46,7 @@ class Pictures:
             seed=self.job.seed,
             batch_size=self.job.batch_size,
             note=note,
-            progress=shown(f"draw {folder}"),
+            progress=bar(f"draw {folder}"),
             num_inference_steps=self.job.steps,
             guidance_scale=self.job.guidance,
         )
