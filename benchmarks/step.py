@@ -31,6 +31,7 @@ NAMES = (
     "vsae",
     "vsae_exact",
     "vsae_ra",
+    "vsae_ra_support",
     "sparsify",
     "saelens",
     "overcomplete",

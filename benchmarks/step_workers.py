@@ -35,7 +35,9 @@ def limit(d: int, n: int, k: int, batch: int, encode: bool) -> Step:
     return step
 
 
-def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "auto", recipe: str = "topk") -> Step:
+def vsae(
+    d: int, n: int, k: int, batch: int, encode: bool, selection: str = "auto", recipe: str = "topk", **options: int
+) -> Step:
     from pathlib import Path
     from tempfile import mkdtemp
 
@@ -52,7 +54,7 @@ def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "aut
     from vsae.training.trackers import accelerator
 
     device = torch.device("cpu")
-    recipe_of = RECIPES[recipe](n_latents=n, k=k)
+    recipe_of = RECIPES[recipe](n_latents=n, k=k, **options)
     sample = torch.randn(4 * n if recipe == "ra_topk" else 4096, d)
     sae = recipe_of.build(sample, sample.mean(0), 0)
     if selection == "auto" and isinstance(sae.encoder, Linear) and fast_forms(device):
@@ -186,6 +188,7 @@ WORKERS: dict[str, Callable[..., Step]] = {
     "vsae": vsae,
     "vsae_exact": lambda *job: vsae(*job, selection="exact"),
     "vsae_ra": lambda *job: vsae(*job, recipe="ra_topk"),
+    "vsae_ra_support": lambda *job: vsae(*job, recipe="ra_topk", support=64),
     "sparsify": sparsify,
     "saelens": saelens,
     "overcomplete": overcomplete,
