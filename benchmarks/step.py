@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, default=[name for name in NAMES if not name.endswith("_ra")]
+        "--only", nargs="+", choices=NAMES, default=[name for name in NAMES if "_ra" not in name]
     )
     parser.add_argument("--encode", action="store_true", help="encoding alone")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER", help="where a peer is installed")
