@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(memory.mallopt() is None, reason="this C library cannot be told")
+@pytest.mark.skipif(memory.glibc() is None, reason="this C library cannot be told")
 def test_within_it_a_block_is_fetched_once_and_after_it_all_are_given_back():
     found = subprocess.run([sys.executable, "-c", JOB], capture_output=True, text=True, check=True)
     before, within, left = map(int, found.stdout.split())
@@ -44,14 +45,15 @@ def test_within_it_a_block_is_fetched_once_and_after_it_all_are_given_back():
 
 def test_nothing_is_told_where_nobody_listens(monkeypatch):
     told = []
-    monkeypatch.setattr(memory, "mallopt", lambda: lambda *what: told.append(what))
+    library = SimpleNamespace(mallopt=lambda *what: told.append(what), malloc_trim=lambda least: told.append("trim"))
+    monkeypatch.setattr(memory, "glibc", lambda: library)
     with memory.kept_memory(torch.device("cuda")):
         pass
     assert not told
     with pytest.raises(KeyError), memory.kept_memory(torch.device("cpu")):
         assert told == [(memory.MMAP_MAX, 0), (memory.TRIM_THRESHOLD, 2**31 - 1)]
         raise KeyError
-    assert (memory.MMAP_MAX, 65536) in told
-    monkeypatch.setattr(memory, "mallopt", lambda: None)
+    assert (memory.MMAP_MAX, 65536) in told and told[-1] == "trim"
+    monkeypatch.setattr(memory, "glibc", lambda: None)
     with memory.kept_memory(torch.device("cpu")):
         pass

@@ -6,8 +6,9 @@ fault each. Gradients of a large dictionary are such blocks: with 32,768 latents
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -21,23 +22,23 @@ def kept_memory(device: torch.device) -> Iterator[None]:
 
     What its allocator has found out by then cannot be asked for, so afterwards it is at the highest thresholds it would ever have set itself.
     """
-    tell = mallopt() if device.type == "cpu" else None
-    if tell is None:
+    library = glibc() if device.type == "cpu" else None
+    if library is None:
         yield
         return
-    tell(MMAP_MAX, 0)
-    tell(TRIM_THRESHOLD, 2**31 - 1)
+    library.mallopt(MMAP_MAX, 0)
+    library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        tell(MMAP_MAX, 65536)
-        tell(MMAP_THRESHOLD, 2**25)
-        tell(TRIM_THRESHOLD, 2**26)
-        ctypes.CDLL(None).malloc_trim(0)
+        library.mallopt(MMAP_MAX, 65536)
+        library.mallopt(MMAP_THRESHOLD, 2**25)
+        library.mallopt(TRIM_THRESHOLD, 2**26)
+        library.malloc_trim(0)
 
 
-def mallopt() -> Callable[[int, int], int] | None:
-    """glibc's; None where there is another C library."""
-    if sys.platform != "linux":
-        return None
-    return getattr(ctypes.CDLL(None), "mallopt", None) if hasattr(ctypes.CDLL(None), "malloc_trim") else None
+@cache
+def glibc() -> ctypes.CDLL | None:
+    """This process's C library, where it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
