@@ -188,7 +188,7 @@ WORKERS: dict[str, Callable[..., Step]] = {
     "vsae": vsae,
     "vsae_exact": lambda *job: vsae(*job, selection="exact"),
     "vsae_ra": lambda *job: vsae(*job, recipe="ra_topk"),
-    "vsae_ra_support": lambda *job: vsae(*job, recipe="ra_topk", support=64),
+    "vsae_ra_support": lambda *job: vsae(*job, recipe="ra_topk", support=256),
     "sparsify": sparsify,
     "saelens": saelens,
     "overcomplete": overcomplete,

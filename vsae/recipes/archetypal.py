@@ -27,7 +27,8 @@ class Archetypal(Recipe):
     with one tensor [anchors, d_model], in the units of what training sees: raw activations with --training.normalise none."""
 
     support: int | None = None
-    """Mix each atom from its so many nearest anchors only: a step's time and memory then hardly depend on how many there are (vsae.archetypal; ours, not the paper's). Left out: from all."""
+    """Mix each atom from its so many nearest anchors only (ours, not the paper's): a step's time and memory then hardly depend on how many anchors there are.
+    Fewer than the data has dimensions cost reconstruction. Left out: from all."""
 
     delta: float = 1.0
     """How far an atom may leave the anchors' hull, in units of the normalised activations; 0 for the strict archetypal SAE."""
