@@ -171,3 +171,11 @@ def by_change(d: Difference, which: Bool[np.ndarray, "concepts"]) -> list[int]:
     chosen = np.flatnonzero(which)
     energy = d.real[chosen] + d.generated[chosen]
     return chosen[np.lexsort((-energy, -np.abs(d.relative[chosen])))].tolist()[: 2 * SHOWN]
+
+
+def either_way(d: Difference, which: Bool[np.ndarray, "concepts"], most: int) -> list[int]:
+    """Of these, as `by_change` has them, the first so many: of suppressed and exaggerated ones half each, or more of one where the other has fewer."""
+    ways = [by_change(d, which & sign) for sign in (d.relative < 0, d.relative > 0)]
+    shares = [max(-(-most // 2), most - len(other)) for other in reversed(ways)]
+    chosen = {k for way, share in zip(ways, shares, strict=True) for k in way[:share]}
+    return by_change(d, np.isin(np.arange(len(which)), list(chosen)))[:most]

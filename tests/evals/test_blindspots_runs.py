@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evals.blindspots import Difference
-from evals.blindspots_found import by_change
+from evals.blindspots_found import by_change, either_way
 from evals.blindspots_runs import by_name, evaluate, names
 from evals.blindspots_shown import names_table, table
 from modalities.microworld.attributes import DEFAULT
@@ -149,6 +149,17 @@ def test_by_name_is_the_audit_of_the_summed_energies(world, tmp_path):
     first = apart.generators[0]
     assert apart.names[by_change(first.difference, first.blindspots)[0]] == "triangle"
     assert by_name(found, {}).generators == () and names_table(by_name(found, {})).row_count == 0
+
+
+def test_either_way_shows_both_sorts_and_fills_up_with_one():
+    relative = np.array([-1.0, -0.9, -0.8, -0.7, -0.6, 0.3, 0.2, 0.1, 0.0])
+    ones = np.ones(9)
+    d = Difference(ones, ones, ones, relative, ones, ones, ones, 1.0, 0.05, True, 10, 5, 5)
+    every = relative != 0
+    assert either_way(d, every, 4) == [0, 1, 5, 6] and either_way(d, every, 5) == [0, 1, 2, 5, 6]
+    assert either_way(d, every, 8) == by_change(d, every) and either_way(d, every, 7) == [0, 1, 2, 3, 5, 6, 7]
+    assert either_way(d, relative < 0, 4) == [0, 1, 2, 3] and either_way(d, relative > 0, 2) == [5, 6]
+    assert either_way(d, relative > 1, 4) == []
 
 
 def test_by_name_keeps_to_the_control(world, tmp_path):

@@ -136,9 +136,9 @@ def generator(
     """The blindspots of one generator with their evidence, the largest first."""
     from PIL import Image
 
-    from evals.blindspots_found import by_change
+    from evals.blindspots_found import either_way
 
-    d, listed = each.difference, by_change(each.difference, each.blindspots)[: job.shown]
+    d, listed = each.difference, either_way(each.difference, each.blindspots, job.shown)
     rows = []
     parts: list[Part] = [by_name] if by_name else []
     with Image.open(job.out / f"{each.name}.png") as figure:
@@ -168,7 +168,7 @@ def generator(
     )
     n = int(each.blindspots.sum())
     words = [
-        f"{n:,} blindspots; the {len(listed)} that change most are shown. Relative difference: -1 gone, +1 new; floor 0."
+        f"{n:,} blindspots; the {len(listed)} that change most are shown, of either sort where there are both. Relative difference: -1 gone, +1 new; floor 0."
         if n
         else "No concept differs beyond chance and beyond the control.",
         "Pictures: the images on which the latent is strongest, dark where it is silent. "
