@@ -1,8 +1,8 @@
 """`vsae steer --vocabulary`: many latents, each alone; a name for what it does to pictures, verified on other prompts.
 
-images/bare/, images/latent_12/, images/random_1/   the same prompts and seeds without an edit, with a latent, with a random direction of the same size
-latents.json, random.safetensors                    which latents, how large each gets, and the random directions
-discovered.parquet                                  a row for each latent and direction: name, accuracy with its interval, p, q
+images/bare/, images/latent_12_4/, images/random_1_4/   the same prompts and seeds without an edit, with a latent at strength 4, with a random direction of the same size
+latents.json, random.safetensors                        which latents, how large each gets, and the random directions
+discovered.parquet                                      a row for each latent and direction: name, accuracy with its interval, p, q, and how alike the pictures still are
 result.json, report/
 """
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from vsae.report.page import Fact
 from vsae.report.results import Grid, Part, Picture, Section, Strip, write
-from vsae.steer.images import BARE, LOOKED, Judge, Pictures
+from vsae.steer.images import BARE, LOOKED, Judge, Pictures, named, others
 from vsae.steer_jobs import Steer
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vsae.interventions import Intervention
     from vsae.run import Run
 
+Alike = dict[str, float | None]
+"""Cosine of a picture with the edit and without, mean over prompts, by direction; None where there is no such pair."""
 PAIRS, SHOWN = 4, 40
 """Pairs of pictures of each latent on the page, and latents."""
 
@@ -39,14 +42,16 @@ def discover(job: Steer, run: "Run", model: Any, site: str) -> Path:
     strength = max(job.strengths)
     pictures.draw(BARE, {})
     for name, edit in edits(job, run, sizes, random, strength).items():
-        pictures.edited(name, site, edit, {"direction": name, "strength": strength})
-    seen = {name: likeness(pictures, judge, texts, name) for name in (BARE, *names(sizes, random))}
-    latents = {name: seen[name] for name in names(sizes, {})}
-    controls = {name: seen[name] for name in random}
-    found = discovery.evaluate(seen[BARE], latents, controls, words, resamples=job.resamples, seed=job.seed)
-    save(job, run, found, words)
+        pictures.edited(named(name, strength), site, edit, {"direction": name, "strength": strength})
+    bare = looked_at(pictures, judge, BARE)
+    seen = {name: looked_at(pictures, judge, named(name, strength)) for name in names(sizes, random)}
+    latents = {name: seen[name] @ texts.T for name in names(sizes, {})}
+    controls = {name: seen[name] @ texts.T for name in random}
+    found = discovery.evaluate(bare @ texts.T, latents, controls, words, resamples=job.resamples, seed=job.seed)
+    alike = {name: mean(np.einsum("pd,pd->p", bare, each)) for name, each in seen.items()}
+    save(job, run, found, alike, words)
     told(table(found), job.out)
-    return page(job, run, pictures, found, words)
+    return page(job, run, pictures, found, alike, others(bare), words)
 
 
 def vocabulary(job: Steer) -> tuple[str, ...]:
@@ -115,17 +120,23 @@ def edits(
     }
 
 
-def likeness(pictures: Pictures, judge: Judge, texts: np.ndarray, folder: str) -> np.ndarray:
-    """Cosine of each prompt's picture with each word; NaN where there is no picture."""
-    images, found = pictures.all_of(folder), np.full((len(pictures.prompts), len(texts)), np.nan)
+def looked_at(pictures: Pictures, judge: Judge, folder: str) -> Float[np.ndarray, "prompts d"]:
+    """The judge's unit embedding of each prompt's picture; NaN where there is no picture."""
+    images, found = pictures.all_of(folder), np.full((len(pictures.prompts), judge.d), np.nan)
     order = list(images)
     for start in range(0, len(order), LOOKED):
         part = order[start : start + LOOKED]
-        found[part] = judge.images([images[at] for at in part]) @ texts.T
+        found[part] = judge.images([images[at] for at in part])
     return found
 
 
-def save(job: Steer, run: "Run", found: "Discovery", words: tuple[str, ...]) -> None:
+def mean(values: Float[np.ndarray, "prompts"]) -> float | None:
+    """Of those that are there."""
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else None
+
+
+def save(job: Steer, run: "Run", found: "Discovery", alike: Alike, words: tuple[str, ...]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -136,8 +147,9 @@ def save(job: Steer, run: "Run", found: "Discovery", words: tuple[str, ...]) -> 
     for one in found.named:
         low, high = one.accuracy.interval or (None, None)
         row = {"direction": one.direction, "name": one.name, "growth": one.growth, "accuracy": one.accuracy.value}
-        rows.append(row | {"low": low, "high": high, "floor": 0.5, "p": one.p, "q": one.q, "n": one.n})
-    numbers = {name: pa.float64() for name in ("growth", "accuracy", "low", "high", "floor", "p", "q")}
+        row |= {"low": low, "high": high, "floor": 0.5, "p": one.p, "q": one.q, "n": one.n}
+        rows.append(row | {"alike": alike[one.direction]})
+    numbers = {name: pa.float64() for name in ("growth", "accuracy", "low", "high", "floor", "p", "q", "alike")}
     types = {"direction": pa.string(), "name": pa.string(), "n": pa.int64()} | numbers
     made = pa.Table.from_pylist(rows, pa.schema([(name, types[name]) for name in rows[0]]))
     write_whole(job.out / "discovered.parquet", lambda path: pq.write_table(made, path))
@@ -183,11 +195,24 @@ def table(found: "Discovery") -> Any:
     return shown
 
 
+def two(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def floor_of(found: "Discovery") -> str:
     return "unknown" if found.found.floor is None else f"{found.found.floor:.2f}"
 
 
-def page(job: Steer, run: "Run", pictures: Pictures, found: "Discovery", words: tuple[str, ...]) -> Path:
+def page(
+    job: Steer,
+    run: "Run",
+    pictures: Pictures,
+    found: "Discovery",
+    alike: Alike,
+    unlike: float | None,
+    words: tuple[str, ...],
+) -> Path:
+    """unlike: how alike pictures of different prompts are."""
     from evals.steering_shown import said
 
     listed = ordered(found)
@@ -204,18 +229,25 @@ def page(job: Steer, run: "Run", pictures: Pictures, found: "Discovery", words: 
         f"Each latent of {run.path.name} was raised alone (strength {max(job.strengths):g}) while {Path(job.model.name).name} drew {len(pictures.prompts)} prompts, always from the same seeds. "
         "The name is the word that the pictures came nearer to, on every second prompt. On the others a judge picks, for that word, between the picture with the edit and the one without.",
     )
-    columns = ("direction", "name", "cosine grew by", "picked", "q", "pairs")
+    columns = ("direction", "name", "cosine grew by", "picked", "q", "pairs", "alike")
     rows = [
-        (one.direction.replace("_", " "), one.name or "-", "-" if one.growth is None else f"{one.growth:+.3f}", said(one.accuracy), f"{one.q:.2g}", f"{one.n}")
+        (one.direction.replace("_", " "), one.name or "-", "-" if one.growth is None else f"{one.growth:+.3f}", said(one.accuracy), f"{one.q:.2g}", f"{one.n}", two(alike[one.direction]))
         for one in listed
     ]  # fmt: skip
     strong = [at for at, one in enumerate(listed) if one in sure]
     evidence: list[Part] = []
     for one in listed[:SHOWN]:
         title = f"{one.direction.replace('_', ' ')}: {one.name or 'no name'}, picked {said(one.accuracy)}"
-        evidence.append(Strip(pairs(pictures, one.direction), title))
+        evidence.append(Strip(pairs(pictures, named(one.direction, max(job.strengths))), title))
     sections = [
-        Section("Names", ["Floor of picked: 0.5. q: exact test against a coin, Benjamini-Hochberg over the latents."], [Grid(columns, rows, strong)]),
+        Section(
+            "Names",
+            [
+                "Floor of picked: 0.5. q: exact test against a coin, Benjamini-Hochberg over the latents.",
+                f"Alike: cosine of a picture with the edit and without, as the judge sees them, mean over all prompts. 1: nothing to be seen, so raise --strengths before the name is blamed; pictures of different prompts: {two(unlike)}.",
+            ],
+            [Grid(columns, rows, strong)],
+        ),
         Section("Pictures", ["Verifying prompts: without the edit, and with it."], evidence),
         Section(
             "What this does not show",

@@ -129,9 +129,7 @@ class Drawn(Pictures):
         for of in self.groups:
             if of != self.target[0]:
                 found[of] = shared(bare.values(of)[np.isfinite(bare.sees[of]).all(1)])
-        e = bare.embedding[np.isfinite(bare.embedding).all(1)]
-        n = len(e)
-        found[LIKENESS] = float((np.square(e.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else None
+        found[LIKENESS] = others(bare.embedding)
         return found
 
     def look(self, folder: str) -> "Look":
@@ -241,6 +239,13 @@ class Judge:
     def _unit(self, batch: dict[str, Any], site: str) -> np.ndarray:
         found = self.clip.activations(batch, [site])[site].values[:, 0].double()
         return (found / found.norm(dim=1, keepdim=True)).cpu().numpy()
+
+
+def others(embedding: Float[np.ndarray, "prompts d"]) -> float | None:
+    """Mean cosine of the pictures of two different prompts; None for fewer than two. Unit rows, NaN for prompts without a picture."""
+    e = embedding[np.isfinite(embedding).all(1)]
+    n = len(e)
+    return float((np.square(e.sum(0)).sum() - n) / (n * (n - 1))) if n > 1 else None
 
 
 def groups(job: Steer) -> dict[str, tuple[str, ...]]:
