@@ -4,9 +4,11 @@
     verify    on the other prompts a judge is shown the pair of pictures (same prompt, same seed) and the name, and picks the edited one: the picture
               with the larger cosine; equal ones count half. The pair comes in both orders, so that accuracy is balanced.  floor: 1/2
     p         exact, of a judge who tosses a coin for each pair (ties left out), one-sided; q after Benjamini-Hochberg over the latents
-    found     q <= alpha.      floor: share of random directions of the same size that are found
+    beyond    on the proposing prompts the cosine grew more than under every random direction of the same size
+    found     q <= alpha, and beyond.      floor: share of random directions that are found, each beside the others
 
-Intervals are 95 % bootstraps over the verifying prompts.
+The notes ask for accuracy and its floor only. That a name must be beyond random directions is our addition: they change pictures a little too, always in the same way,
+and a coin is beaten by that as soon as there are pairs enough. Intervals are 95 % bootstraps over the verifying prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,13 +39,15 @@ class Named:
     q: float
     n: int
     """Pairs that verified."""
+    beyond: bool = False
+    """Whether it grew more than under every (other) random direction; true where there is none."""
 
 
 @dataclass(frozen=True)
 class Discovery:
     named: tuple[Named, ...]
     found: Estimate
-    """Share of the latents with q <= alpha; floor: of random directions."""
+    """Share of the latents with q <= alpha that are beyond random directions; floor: of random directions."""
     alpha: float
 
 
@@ -69,11 +73,19 @@ def evaluate(
     raw = [verified(name, bare, seen, words, draws) for name, seen in {**edited, **random}.items()]
     ours, p = len(edited), [one.p for one in raw]
     q = np.concatenate([adjusted(p[:ours]), adjusted(p[ours:])])
-    named = [replace(one, q=float(value)) for one, value in zip(raw, q, strict=True)]
-    hits = np.array([one.q <= alpha for one in named], float)
+    growth = np.array([-np.inf if one.growth is None else one.growth for one in raw])
+    beyond = [
+        all(growth[at] > growth[other] for other in range(ours, len(raw)) if other != at) for at in range(len(raw))
+    ]
+    named = [replace(one, q=float(value), beyond=far) for one, value, far in zip(raw, q, beyond, strict=True)]
+    hits = np.array([is_found(one, alpha) for one in named], float)
     floor = float(hits[ours:].mean()) if len(hits) > ours else None
     latents = weights(ours, resamples, seed)
     return Discovery(tuple(named), estimate(hits[:ours], floor, latents), alpha)
+
+
+def is_found(one: Named, alpha: float) -> bool:
+    return one.q <= alpha and one.beyond
 
 
 def verified(name: str, bare: Likeness, seen: Likeness, words: Sequence[str], draws: np.ndarray) -> Named:

@@ -339,7 +339,10 @@ def test_a_latent_is_named_for_what_it_does(painted, made, tmp_path):
     ours, random = rows[f"latent_{red}"], rows["random_1"]
     assert ours["name"] == "red" and ours["growth"] > 2 * random["growth"] and ours["n"] == 6 and ours["floor"] == 0.5
     result = read_json(tmp_path / "out/result.json")
-    verified = [rows[f"latent_{j}"]["q"] <= 0.05 for j in (red, other)]
+    for name in (f"latent_{red}", f"latent_{other}"):
+        assert rows[name]["beyond"] == (rows[name]["growth"] > random["growth"])
+    verified = [rows[f"latent_{j}"]["q"] <= 0.05 and rows[f"latent_{j}"]["beyond"] for j in (red, other)]
+    assert random["beyond"]  # there is no other
     assert result["value"] == np.mean(verified) and result["floor"] == float(random["q"] <= 0.05)
     assert result["n"]["words"] == len(words) and result["n"]["latents"] == 2
     page = Shown((tmp_path / "out/report/index.html").read_text())

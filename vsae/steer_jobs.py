@@ -49,7 +49,7 @@ class Steer:
     answer_only: bool = False
     """Answers: change generated tokens only, not the prompt's."""
     controls: int = 1
-    """Sets of random latents, matched in number, firing rate and size. With a vocabulary: random directions."""
+    """Sets of random latents, matched in number, firing rate and size. With a vocabulary: random directions, which a name must go beyond; 8, say."""
     judge: str | None = None
     """Pictures: the CLIP that looks at them, an open_clip or transformers name or directory."""
     attributes: Options = field(default_factory=dict)

@@ -26,6 +26,7 @@ def test_planted_names_are_proposed_and_verified():
     bare, moved = world()
     latents = {f"latent_{at}": moved(word, 0.2) for at, word in enumerate(WORDS)}
     found = evaluate(bare, latents, {"random_1": moved(None, 0)}, WORDS)
+    assert all(one.beyond for one in found.named[:4])
     assert [one.name for one in found.named[:4]] == list(WORDS)
     assert all(one.accuracy.value == 1 and one.accuracy.floor == 0.5 and one.n == 12 for one in found.named[:4])
     assert all(one.p == pytest.approx(0.5**12) and one.q < 0.05 for one in found.named[:4])
@@ -63,6 +64,38 @@ def test_equal_pictures_count_half_and_lost_ones_not_at_all():
     assert one.n == 10 and one.accuracy.value == 1
     lost = evaluate(bare, {"latent_0": np.full_like(bare, np.nan)}, {}, WORDS).named[0]
     assert lost.name is None and lost.accuracy.value is None and lost.n == 0 and lost.p == 1
+
+
+def test_what_random_directions_do_as_well_is_not_found():
+    """A little of the same on every picture beats the coin, whoever does it; only what grows more than that is a find."""
+    bare, _ = world()
+
+    def shifted(word, by):
+        after = bare.copy()
+        after[:, WORDS.index(word)] += by
+        return after
+
+    latents = {"latent_0": shifted("red", 0.2), "latent_1": shifted("round", 0.01), "latent_2": shifted("night", 0.02)}
+    random = {"random_1": shifted("round", 0.015), "random_2": shifted("striped", 0.02)}
+    found = evaluate(bare, latents, random, WORDS)
+    assert all(one.accuracy.value == 1 and one.q < 0.05 for one in found.named)
+    # as much as a random direction is not more; of the random ones the second outdoes the first
+    assert [one.beyond for one in found.named] == [True, False, False, False, True]
+    assert found.found.value == pytest.approx(1 / 3) and found.found.floor == 0.5
+    alone = evaluate(bare, latents, {}, WORDS)
+    assert all(one.beyond for one in alone.named) and alone.found.value == 1 and alone.found.floor is None
+
+
+def test_beyond_keeps_no_order_of_directions():
+    rng = np.random.default_rng(5)
+    bare = rng.standard_normal((20, 4))
+    seen = {f"latent_{at}": bare + rng.standard_normal((20, 4)) for at in range(6)}
+    random = {f"random_{at}": bare + rng.standard_normal((20, 4)) for at in range(5)}
+    once = {one.direction: one for one in evaluate(bare, seen, random, WORDS).named}
+    turned = evaluate(bare, dict(reversed(seen.items())), dict(reversed(random.items())), WORDS)
+    assert {one.direction: one.beyond for one in turned.named} == {name: one.beyond for name, one in once.items()}
+    for name, one in once.items():
+        assert one.beyond == (one.growth > max(once[other].growth for other in random if other != name))
 
 
 def test_p_values_are_adjusted_by_hand():

@@ -2,7 +2,7 @@
 
 images/bare/, images/latent_12_4/, images/random_1_4/   the same prompts and seeds without an edit, with a latent at strength 4, with a random direction of the same size
 latents.json, random.safetensors                        which latents, how large each gets, and the random directions
-discovered.parquet                                      a row for each latent and direction: name, accuracy with its interval, p, q, and how alike the pictures still are
+discovered.parquet                                      a row for each latent and direction: name, accuracy with its interval, p, q, whether it is beyond random directions, how alike the pictures still are
 result.json, report/
 """
 
@@ -147,17 +147,17 @@ def save(job: Steer, run: "Run", found: "Discovery", alike: Alike, words: tuple[
     for one in found.named:
         low, high = one.accuracy.interval or (None, None)
         row = {"direction": one.direction, "name": one.name, "growth": one.growth, "accuracy": one.accuracy.value}
-        row |= {"low": low, "high": high, "floor": 0.5, "p": one.p, "q": one.q, "n": one.n}
+        row |= {"beyond": one.beyond, "low": low, "high": high, "floor": 0.5, "p": one.p, "q": one.q, "n": one.n}
         rows.append(row | {"alike": alike[one.direction]})
     numbers = {name: pa.float64() for name in ("growth", "accuracy", "low", "high", "floor", "p", "q", "alike")}
-    types = {"direction": pa.string(), "name": pa.string(), "n": pa.int64()} | numbers
+    types = {"direction": pa.string(), "name": pa.string(), "n": pa.int64(), "beyond": pa.bool_()} | numbers
     made = pa.Table.from_pylist(rows, pa.schema([(name, types[name]) for name in rows[0]]))
     write_whole(job.out / "discovered.parquet", lambda path: pq.write_table(made, path))
     n = {"latents": sum(one.direction.startswith("latent_") for one in found.named), "words": len(words)}
     write_result(
         job.out,
         Result(
-            metric=f"latents whose name a judge verifies (q <= {found.alpha:g})",
+            metric=f"latents whose name a judge verifies (q <= {found.alpha:g}) and which random directions do not bring as far",
             value=found.found.value,
             floor=found.found.floor,
             interval=found.found.interval,
@@ -176,7 +176,13 @@ def ordered(found: "Discovery") -> "list[Named]":
     """Latents, the surest first; then the random directions."""
     return sorted(
         found.named,
-        key=lambda one: (one.direction.startswith("random_"), one.q, -(one.accuracy.value or 0), -(one.growth or 0)),
+        key=lambda one: (
+            one.direction.startswith("random_"),
+            not one.beyond,
+            one.q,
+            -(one.accuracy.value or 0),
+            -(one.growth or 0),
+        ),
     )
 
 
@@ -189,9 +195,7 @@ def table(found: "Discovery") -> Any:
     shown = Table("direction", "name", "picked (floor 0.5)", "q", title="What latents do to pictures")
     for one in ordered(found)[:SHOWN]:
         shown.add_row(one.direction, escape(one.name or "-"), said(one.accuracy), f"{one.q:.2g}")
-    shown.caption = (
-        f"verified at q <= {found.alpha:g}: {said(found.found)} of the latents, {floor_of(found)} of random directions"
-    )
+    shown.caption = f"verified at q <= {found.alpha:g}, and more than random directions bring: {said(found.found)} of the latents, {floor_of(found)} of random directions"
     return shown
 
 
@@ -213,10 +217,11 @@ def page(
     words: tuple[str, ...],
 ) -> Path:
     """unlike: how alike pictures of different prompts are."""
+    from evals.discovery import is_found
     from evals.steering_shown import said
 
     listed = ordered(found)
-    sure = [one for one in listed if one.q <= found.alpha and one.direction.startswith("latent_")]
+    sure = [one for one in listed if is_found(one, found.alpha) and one.direction.startswith("latent_")]
     facts = [
         Fact(
             "latents",
@@ -243,7 +248,7 @@ def page(
         Section(
             "Names",
             [
-                "Floor of picked: 0.5. q: exact test against a coin, Benjamini-Hochberg over the latents.",
+                f"Floor of picked: 0.5. q: exact test against a coin, Benjamini-Hochberg over the latents. In bold: q <= {found.alpha:g}, and the cosine grew more than under every random direction, which can beat a coin too.",
                 f"Alike: cosine of a picture with the edit and without, as the judge sees them, mean over all prompts. 1: nothing to be seen, so raise --strengths before the name is blamed; pictures of different prompts: {two(unlike)}.",
             ],
             [Grid(columns, rows, strong)],
