@@ -62,6 +62,8 @@ class Named:
     concepts: tuple[tuple[int, ...], ...]
     """Of each name."""
     generators: tuple[Compared, ...]
+    floor: float
+    """Share of the names that are found between two halves of the real images."""
 
 
 @dataclass(frozen=True)

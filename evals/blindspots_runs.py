@@ -173,7 +173,7 @@ def by_name(found: Audit, called: Mapping[int, str]) -> Named:
     names = tuple(sorted(set(called.values())))
     members = tuple(tuple(k for k in sorted(called) if called[k] == name) for name in names)
     if not names:
-        return Named(names, members, ())
+        return Named(names, members, (), 0.0)
     rows, columns = np.array([(k, at) for at, some in enumerate(members) for k in some]).T
     sums = csc_array((np.ones(len(rows)), (rows, columns)), shape=(found.real.scores.shape[1], len(names)))
 
@@ -183,11 +183,9 @@ def by_name(found: Audit, called: Mapping[int, str]) -> Named:
     real, control, settings = summed(found.real), found.altered and summed(found.altered), found.settings
     options = {name: settings[name] for name in ("temperature", "alpha", "min_samples", "seed")}
     how = settings["least_change"], settings["permutations"], settings["resamples"], options
-    return Named(
-        names,
-        members,
-        tuple(compared(each.name, real, summed(each.energies), control, *how) for each in found.generators),
-    )
+    floor = null(real.scores, least_change=settings["least_change"], **options).found
+    generators = [compared(each.name, real, summed(each.energies), control, *how) for each in found.generators]
+    return Named(names, members, tuple(generators), floor)
 
 
 def matched(real: Energies, generated: Energies) -> tuple[bool, Energies, Energies]:

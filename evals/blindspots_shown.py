@@ -50,6 +50,7 @@ def names_table(named: Named) -> Table:
     """The names that change most, of every generator."""
     shown = Table("name", "concepts", "real", "generated", "relative", "95 % interval", "q")
     shown.title = "By name (all concepts of a name, added up)"
+    shown.caption = f"floor, two halves of the real images: {named.floor:.1%} of the names found"
     for each in named.generators:
         d = each.difference
         shown.add_row(escape(f"{each.name}: {each.blindspots.sum()} of {d.tested.sum()}"))

@@ -141,6 +141,7 @@ def test_by_name_is_the_audit_of_the_summed_energies(world, tmp_path):
         for at, one in ((1, concept("background:night")), (2, concept("colour:red"))):
             assert each.difference.relative[at] == whole.difference.relative[one]
             assert each.interval[:, at].tolist() == whole.interval[:, one].tolist()
+    assert named.floor == 0 and "0.0%" in str(names_table(named).caption)
     dropped, more = named.generators
     assert abs(dropped.difference.relative[0]) < 0.02 and not dropped.blindspots.any()  # other shapes took its place
     assert np.flatnonzero(more.blindspots).tolist() == [1] and more.difference.q[1] < 0.05

@@ -118,8 +118,8 @@ def names(named: "Named", each: "Compared", most: int) -> Grid:
         numbers = f"{d.real[k]:.2e}", f"{d.generated[k]:.2e}", change, f"{d.q[k]:.1e}"
         rows.append((named.names[k], f"{len(named.concepts[k])}", verdict(each, k), *numbers))
     note = (
-        f"By name: all concepts of one name, found or not, added up and tested again. {each.blindspots.sum()} of {d.tested.sum()} names are blindspots; by_name.parquet has the others. "
-        "Only names above chance are in it."
+        f"By name: all concepts of one name, found or not, added up and tested again. {each.blindspots.sum()} of {d.tested.sum()} names are blindspots "
+        f"(floor, between two halves of the real images: {named.floor:.1%}); by_name.parquet has the others. Only names above chance are in it."
     )
     columns = ("name", "concepts", "verdict", "energy, real", "energy, generated", "relative difference", "q")
     return Grid(columns, rows, note=note)
