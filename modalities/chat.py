@@ -87,8 +87,10 @@ def render(name: str, turns: Sequence[Turn], template: Callable[[list[dict[str, 
     try:
         text = template(messages, turns[-1].role != "assistant")
     except Exception as error:  # templates are programs: they raise what they like
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} does not suit the model's chat template: {said}") from error
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(
+            f"{name} does not suit the model's chat template ({said}): mend it, or give another template as the option chat_template."
+        ) from error
     answers, cursor = [], 0
     for turn in turns:
         for part in turn.parts:

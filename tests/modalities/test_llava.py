@@ -487,6 +487,14 @@ def test_mistakes(directory, models, tmp_path):
         model.run({name: batch[name] for name in ("input_ids", "attention_mask")})
     with pytest.raises(ValueError, match="sample 'one' has image tokens after the first 8: give a larger length"):
         modalities.load("llava", directory("llava"), length=8).prepare([ONE])
+    of_language = modalities.load(
+        "llava", directory("llava"), chat_template="{{ messages[0].role + messages[0].content }}"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"sample 'one' does not suit the model's chat template \(.+\): mend it, or give another .* chat_template\.$",
+    ):
+        of_language.prepare([ONE])
     with pytest.raises(ValueError, match="sample 'k' has 206 tokens, more than the model's 128"):
         model.prepare([Sample("k", "p", extra={"prompt": "cat " * 200, "answer": ""})])
     with pytest.raises(ValueError, match=r"no site 'visual\.transformer\.resblocks\.1'"):
