@@ -15,7 +15,8 @@ from modalities.microworld.attributes import WORDS
 from vsae import cli
 from vsae.activations.select import shares_of
 from vsae.audit import bar, folder_name
-from vsae.files import read_json
+from vsae.files import read_json, write_json
+from vsae.reading import opened
 
 MODEL = ["--model.family", "dinov2", "--model.name", str(microworld.path("vit")), "--batch-size", "64"]
 TRAIN = ["--train", "--site", "layernorm", "--latents", "128", "--k", "8", "--tokens", "25000"]
@@ -146,7 +147,7 @@ def test_the_explorer_has_every_concept_with_its_pictures(made):
     assert 'src="explorer/index.html"' in (made / "report/index.html").read_text()
 
 
-def test_the_same_command_does_nothing_again(made, world):
+def test_the_same_command_does_nothing_again(made, world, capsys):
     before = {path: path.stat().st_mtime_ns for path in (made / "stores").rglob("part-*")}
     generated = ["--generated", str(world / "no triangle"), str(world / "jpeg")]
     common = [
@@ -160,8 +161,16 @@ def test_the_same_command_does_nothing_again(made, world):
         *TRAIN,
         *naming(world),
     ]
-    first = pq.read_table(made / "concepts.parquet")
+    first, note = pq.read_table(made / "concepts.parquet"), read_json(made / "audit.json")
+    # an older version's note knows nothing of --skip: 0 is what it did, and is all that goes on with it
+    model = {name: value for name, value in note["model"].items() if name != "img_size"}
+    write_json(made / "audit.json", {name: value for name, value in note.items() if name != "skip"} | {"model": model})
+    for more, said in ((["--skip", "5"], "skip"), (["--model.img-size", "32"], "model.img_size")):
+        with pytest.raises(SystemExit):
+            cli.main([*common, "--out", str(made), *more])
+        assert f"holds another audit; what differs: {said}. Choose" in capsys.readouterr().err
     cli.main([*common, "--out", str(made)])
+    write_json(made / "audit.json", note)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert pq.read_table(made / "concepts.parquet").equals(first)
 

@@ -14,7 +14,7 @@ import pytest
 
 from modalities import microworld
 from vsae import cli
-from vsae.files import read_json
+from vsae.files import read_json, write_json
 
 MODEL = ["--model.family", "clip", "--model.name", str(microworld.path("clip")), "--batch-size", "20"]
 TRAIN = ["--train", "--latents", "64", "--k", "8", "--tokens", "6000"]
@@ -185,3 +185,18 @@ def test_scores_of_another_job_are_not_mixed_in(pairs, made, tmp_path, capsys):
         cli.main(["filter", "--data", str(pairs), "--run", str(made / "run"), "--out", str(tmp_path / "new"), "--share", "0.5", "--method", "both", *MODEL])  # fmt: skip
     assert "choose from agreement, clip, length, random" in capsys.readouterr().err
     assert read_json(made / "filter.json")["seed"] == 0
+
+
+def test_an_older_filter_goes_on_as_before_only(pairs, made, tmp_path, capsys):
+    """Its note knows nothing of --skip and --fit-samples: their defaults are what it did."""
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    note = read_json(made / "filter.json")
+    assert note.pop("skip") == 0 and note.pop("fit_samples") == 1000
+    write_json(out / "filter.json", note)
+    command = ["filter", "--data", str(pairs), "--out", str(out), "--share", "0.5", *MODEL, *TRAIN]
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--fit-samples", "5"])
+    assert "holds another filter; what differs: fit_samples. Choose" in capsys.readouterr().err
+    cli.main(command)
+    assert rows(out) == rows(made)

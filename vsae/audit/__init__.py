@@ -110,7 +110,7 @@ def hold_to(job: Audit) -> None:
     }
     wanted: dict[str, Any] = {name: value for name, value in asdict(job).items() if name not in free}
     wanted["model"].pop("device")
-    held.hold_to(job.out, "audit", wanted)
+    held.hold_to(job, "audit", wanted)
 
 
 def sources(job: Audit) -> dict[str, str]:

@@ -54,7 +54,7 @@ def demo(job: jobs.Demo) -> None:
     from vsae.demo import page
 
     began, here = time.monotonic(), job.out
-    hold_to(here, "demo", {name: value for name, value in asdict(job).items() if name != "out"})
+    hold_to(job, "demo", {name: value for name, value in asdict(job).items() if name != "out"})
     say("1 of 5", f"{job.scenes:,} rendered scenes")
     scenes(here, job.scenes)
     say("2 of 5", "activations of the tiny ViT and the tiny CLIP on them")

@@ -45,7 +45,7 @@ def everything(job: EvalAll) -> Path:
             "eval all knows the right answers of one place only: give --world, or name an evaluation (vsae eval --help)."
         )
     here = job.out
-    hold_to(here, "world", {name: value for name, value in asdict(job).items() if name != "out"})
+    hold_to(job, "world", {name: value for name, value in asdict(job).items() if name != "out"})
     say("1 of 4", f"{len(SETS)} sets of rendered scenes and the activations of tiny models on them")
     for name, (seed, knobs) in SETS.items():
         prepare(here, name, job.scenes if name == "train" else job.scenes // 2, seed, knobs)

@@ -94,7 +94,7 @@ def hold_to(job: Filter, units: "Units") -> None:
     wanted["run"] = sha256(job.run / WEIGHTS) if job.run is not None and (job.run / WEIGHTS).is_file() else str(job.run)
     wanted["data"] = digest([[units.name(unit), path.stat().st_size] for unit, path in enumerate(units.paths)])
     wanted["model"].pop("device")
-    held.hold_to(job.out, "filter", wanted)
+    held.hold_to(job, "filter", wanted)
 
 
 def loaded(job: Filter) -> "Run":

@@ -102,7 +102,7 @@ def hold_to(job: Steer) -> None:
     wanted: dict[str, Any] = {name: value for name, value in asdict(job).items() if name not in free}
     wanted["run"] = sha256(job.run / WEIGHTS) if (job.run / WEIGHTS).is_file() else str(job.run)
     wanted["model"].pop("device")
-    held.hold_to(job.out, "steer", wanted)
+    held.hold_to(job, "steer", wanted)
 
 
 def fitting_model(job: Steer, run: "Run") -> tuple[Any, str]:

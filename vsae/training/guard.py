@@ -1,7 +1,6 @@
 """One process a run directory, one request a run, and a stop that loses nothing."""
 
 import fcntl
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vsae import held
 from vsae.files import read_json, write_json
 from vsae.training.checkpoint import PREFIX
 from vsae.training.config import UNTIED_TO_THE_RESULT
@@ -41,11 +41,11 @@ def claimed(out: Path) -> Iterator[None]:
         yield
 
 
-def hold_to(out: Path, request: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+def hold_to(out: Path, request: dict[str, Any], usual: dict[str, Any] | None = None) -> None:
     """Note what the run in `out` is, or raise ValueError naming the fields that differ from what was noted.
 
-    A request that never came to a checkpoint is forgotten: nothing would be lost. `defaults`: of fields, laid out as `request` is, for one that an
-    older version did not have: a new field's default is what was done before.
+    A request that never came to a checkpoint is forgotten: nothing would be lost. `usual`: laid out as `request` is, of fields that an older
+    version did not have.
     """
     folder = out / "checkpoint"
     noted = out / "run.json" if (out / "run.json").exists() else folder / "request.json"
@@ -53,24 +53,14 @@ def hold_to(out: Path, request: dict[str, Any], defaults: dict[str, Any] | None 
         folder.mkdir(exist_ok=True)
         return write_json(folder / "request.json", request)
     content = read_json(noted)
-    now = flat(json.loads(json.dumps(request)))
-    usual = {name: value for name, value in flat(json.loads(json.dumps(defaults or {}))).items() if name in now}
-    there = usual | flat({part: content.get(part) for part in request})
     free = {f"config.{name}" for name in UNTIED_TO_THE_RESULT}
-    differing = [name for name in sorted(there | now) if name not in free and there.get(name) != now.get(name)]
+    found = held.differing({part: content.get(part) for part in request}, request, usual or {})
+    differing = {name: both for name, both in found.items() if name not in free}
     if differing:
-        listed = ", ".join(f"{name} ({shown(there.get(name))} there, {shown(now.get(name))} now)" for name in differing)
+        listed = ", ".join(f"{name} ({shown(a)} there, {shown(b)} now)" for name, (a, b) in differing.items())
         raise ValueError(
             f"{out} holds another run; what differs: {listed}. Choose another directory, or ask for the same again."
         )
-
-
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in content.items():
-        fields |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return fields
 
 
 def shown(value: Any) -> str:

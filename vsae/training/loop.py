@@ -6,7 +6,7 @@ beside others: they share what is read (rows, moments, samples to start from, he
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vsae import parallel
+from vsae import held, parallel
 from vsae.activations import JoinedSource, Source
 from vsae.activations.together import Team
 from vsae.files import digest
@@ -112,16 +112,11 @@ def _asked(
         about = {"recipe": {"name": recipe.name, "fields": asdict(recipe)}, "config": asdict(config)}
         if rank == 0:
             claims.enter_context(guard.claimed(out))
-            usual = {"recipe": {"fields": defaults(recipe)}, "config": defaults(config)}
+            usual = {"recipe": {"fields": held.defaults(recipe)}, "config": held.defaults(config)}
             guard.hold_to(out, about | identity, usual)
         if not (out / RUN).exists():
             left.append(Asked(out, recipe, config, about | identity))
     return left
-
-
-def defaults(of: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, with it."""
-    return {each.name: each.default for each in fields(of) if each.default is not MISSING}
 
 
 def fitted(recipe: Recipe, source: Source) -> Recipe:
