@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from modalities import microworld
@@ -13,6 +14,7 @@ from modalities.data import Sample, open_dataset
 from modalities.data.recode import recode, shrunk
 from modalities.microworld.attributes import WORDS
 from vsae import cli
+from vsae.activations import Select
 from vsae.activations.select import shares_of
 from vsae.audit import bar, folder_name
 from vsae.files import read_json, write_json
@@ -68,8 +70,6 @@ def test_what_is_gone_is_found_and_jpeg_alone_is_not(made):
 
 def test_the_strongest_real_images_of_what_is_gone_show_triangles(made, world):
     """The known answer: the most suppressed concept is one of triangles, by the scenes' own tables."""
-    from vsae.activations import Select
-    from vsae.reading import opened
     from vsae.report.lit import Lit
 
     worst = min(concepts(made, "no_triangle"), key=lambda row: row["relative"])
@@ -193,6 +193,27 @@ def test_another_audit_in_the_same_folder_is_refused(made, world, capsys):
     assert "holds another audit; what differs: control_jpeg, generated" in capsys.readouterr().err
 
 
+def test_first_tokens_are_left_out_of_training_and_of_every_energy(world, tmp_path):
+    """Of 69 tokens (class, 4 registers, 8 x 8 patches) the first 37 are left out: the lower half of each image stays. By hand from the store."""
+    out = tmp_path / "out"
+    common = ["audit", "--real", str(world / "real"), "--generated", str(world / "no triangle"), "--images", "60", "--control-jpeg", "None"]  # fmt: skip
+    cli.main([*common, "--out", str(out), *MODEL, *TRAIN[:3], "--latents", "24", "--k", "4", "--tokens", "2500", "--skip", "37"])  # fmt: skip
+    energy, n = {}, int((shares_of(open_dataset(world / "real").keys[:60]) >= 0.5).sum())
+    for name in ("real", "no_triangle"):
+        run, site = opened(out / "run", out / "stores" / name)
+        x = torch.cat([batch.values.float() for batch in site.sequential(4096, Select(("patch",), (0.5, 1.0)))])
+        lower = x.unflatten(0, (-1, 64))[:n, 32:]  # the generated images that are paired with those
+        code = run.sae.encode(lower.flatten(0, 1)).dense(run.sae.n_latents)
+        energy[name] = code.unflatten(0, (-1, 32)).mean(1).mean(0).tolist()
+    assert run.skip == 37 and run.fingerprint["select"] == {"kinds": ["patch"], "part": [0.0, 0.5], "skip": 37}
+    rows = [row for row in concepts(out, "no_triangle") if len(row["latents"]) == 1]
+    assert len(rows) > 5
+    for row in rows:
+        (latent,) = row["latents"]
+        assert row["real"] == pytest.approx(energy["real"][latent], rel=1e-4, abs=1e-6)
+        assert row["generated"] == pytest.approx(energy["no_triangle"][latent], rel=1e-4, abs=1e-6)
+
+
 def test_a_copied_image_is_the_first_candidate(made, world, tmp_path):
     """Fresh scenes, and among them one real image with another key: the only copy."""
     microworld.write(tmp_path / "shards", 40, 42_000)
@@ -251,6 +272,7 @@ def test_a_bar_by_counts_ends_with_the_last(capsys):
         ([], "there is no generator to audit"),
         (["--generated", "a/x", "b/x.tar"], "two sets of images would be called 'x'"),
         (["--generated", "real"], "would be called 'real'"),
+        (["--generated", "a", "--skip", "-1"], "skip is -1, but it counts tokens"),
     ],
 )
 def test_mistakes_are_one_sentence(world, tmp_path, capsys, wrong, said):
@@ -261,6 +283,9 @@ def test_mistakes_are_one_sentence(world, tmp_path, capsys, wrong, said):
     with pytest.raises(SystemExit):
         cli.main(["audit", "--real", "r", "--generated", "g", "--out", str(tmp_path / "o"), *MODEL])
     assert "give --run DIR, or --train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["audit", "--real", "r", "--generated", "g", "--out", str(tmp_path / "o"), *MODEL, "--run", "run", "--skip", "1"])  # fmt: skip
+    assert "--skip is of --train" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 def test_the_tiny_pipeline_draws_what_is_then_compared(made, world, tmp_path):

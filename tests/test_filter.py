@@ -166,6 +166,8 @@ def test_hostile_and_unreadable_samples_are_counted_named_and_never_kept(pairs, 
         (["--train", "--share", "0.5", "--count", "3"], "share and count given"),
         (["--train", "--threshold", "1", "--stratify", "length"], "give --share or --count"),
         (["--run", "nowhere", "--share", "0.5"], "holds no run"),
+        (["--run", "nowhere", "--share", "0.5", "--skip", "1"], "leave it out with a run, or a clip model"),
+        (["--train", "--share", "0.5", "--skip", "1"], "leave it out with a run, or a clip model"),
     ],
 )
 def test_mistakes_are_one_sentence(pairs, tmp_path, capsys, wrong, said):

@@ -68,10 +68,13 @@ def audit(job: Audit) -> Path:
 
 def checked(job: Audit) -> None:
     """Refuse what contradicts itself before anything is read or drawn."""
+    from vsae.activations import Select
+
     if (job.run is None) == (not job.train):
         raise ValueError("an audit needs an SAE: give --run DIR, or --train to train one on half of the real images.")
     if job.skip and not job.train:
         raise ValueError("--skip is of --train: a run leaves out the tokens that it was trained without.")
+    Select(skip=job.skip)  # not fewer than none
     if job.train and job.site is None:
         raise ValueError("--train needs --site: where to read MODEL, such as blocks.11.")
     if not job.generated and not job.pipelines:

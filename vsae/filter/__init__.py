@@ -65,6 +65,8 @@ def filtered(job: Filter) -> Path:
 
 def checked(job: Filter) -> None:
     """Refuse what contradicts itself before anything is read."""
+    from vsae.activations import Select
+
     if (job.run is None) == (not job.train):
         raise ValueError("filtering needs an SAE: give --run DIR, or --train to train one on the data.")
     budgets = [name for name in ("share", "count", "threshold") if getattr(job, name) is not None]
@@ -80,6 +82,7 @@ def checked(job: Filter) -> None:
         raise ValueError(f"family {job.model.family} reads no pairs of image and text: choose clip or llava.")
     if job.skip and (not job.train or job.model.family == "clip"):
         raise ValueError("--skip is of the token stream that --train reads: leave it out with a run, or a clip model.")
+    Select(skip=job.skip)  # not fewer than none
     if job.train and job.model.family == "llava" and job.site is None:
         raise ValueError("--train on a llava model needs --site: a language layer, as model.language_model.layers.16.")
 
