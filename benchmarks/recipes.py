@@ -21,7 +21,7 @@ import torch
 from rich.table import Table
 
 import vsae
-from evals.planted_runs import RECIPES, Once, cell, markdown, sized
+from evals.planted_runs import RECIPES, cell, markdown, sized
 from evals.recovery_runs import over
 from evals.result import Estimate
 from evals.stability import stability, untrained
@@ -29,8 +29,6 @@ from vsae.activations import Select, StoreSource
 from vsae.files import write_text
 from vsae.progress import track
 from vsae.recipes import JOINED
-from vsae.recipes.archetypal import RATopK
-from vsae.recipes.base import Recipe
 from vsae.training.heldout import measure
 
 HELD_OUT = 0.8
@@ -52,14 +50,13 @@ def main() -> None:
     parser.add_argument(
         "--told", nargs="*", default=[], metavar="NAME=K", help="another k for recipes that leave slots empty"
     )
-    parser.add_argument(
-        "--support", type=int, nargs="*", default=[], metavar="WIDTH", help="rows of ra_topk with it, too"
-    )
     parser.add_argument("--frontier", type=int, nargs="*", default=[], metavar="K", help="k of topk to compare with")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds is {options.seeds}: stability compares two or more.")
     site = vsae.ActivationStore.open(options.store).site(options.site)
     if options.val:
         source = StoreSource(site, Select(("patch",)))
@@ -69,10 +66,8 @@ def main() -> None:
         val = StoreSource(site, Select(("patch",), (HELD_OUT, 1.0)))
     table = Table("recipe", "L0", "NMSE", "topk there", "silent", "stability", "excess", "unmatched")
     frontier = [point(k, source, val, options) for k in sorted(options.frontier)]
-    recipes = {name: RECIPES[name]() for name in options.recipes}
-    recipes |= {f"ra_topk-support{width}": RATopK(512, 16, support=width) for width in options.support}
-    for name in track(list(recipes), "recipes", len(recipes)):
-        table.add_row(name, *row(name, recipes[name], source, val, options, frontier))
+    for name in track(options.recipes, "recipes", len(options.recipes)):
+        table.add_row(name, *row(name, source, val, options, frontier))
         write_text(options.out / "table.md", markdown(table))
     print((options.out / "table.md").read_text("utf-8"))
 
@@ -111,16 +106,11 @@ def there(l0: float, frontier: list[tuple[float, float]]) -> str:
 
 
 def row(
-    name: str,
-    plain: Recipe | Once,
-    source: StoreSource,
-    val: StoreSource,
-    options: argparse.Namespace,
-    frontier: list[tuple[float, float]],
+    name: str, source: StoreSource, val: StoreSource, options: argparse.Namespace, frontier: list[tuple[float, float]]
 ) -> list[str]:
     """Train once a seed, and measure."""
     asked = dict(each.split("=") for each in options.told)
-    recipe = sized(plain, options.n_latents, int(asked.get(name, options.k)), source.d_model)
+    recipe = sized(RECIPES[name](), options.n_latents, int(asked.get(name, options.k)), source.d_model)
     after, before = [], []
     for seed in range(options.seeds):
         config = configured(options, seed)

@@ -31,7 +31,6 @@ NAMES = (
     "vsae",
     "vsae_exact",
     "vsae_ra",
-    "vsae_ra_support",
     "sparsify",
     "saelens",
     "overcomplete",
@@ -161,7 +160,9 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=4, default=[384, 16384, 32, 2048], metavar=("D", "N", "K", "BATCH"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=[name for name in NAMES if "_ra" not in name])
+    parser.add_argument(
+        "--only", nargs="+", choices=NAMES, default=[name for name in NAMES if not name.endswith("_ra")]
+    )
     parser.add_argument("--encode", action="store_true", help="encoding alone")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER", help="where a peer is installed")
     parser.add_argument(

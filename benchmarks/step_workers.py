@@ -35,9 +35,7 @@ def limit(d: int, n: int, k: int, batch: int, encode: bool) -> Step:
     return step
 
 
-def vsae(
-    d: int, n: int, k: int, batch: int, encode: bool, selection: str = "auto", recipe: str = "topk", **options: int
-) -> Step:
+def vsae(d: int, n: int, k: int, batch: int, encode: bool, selection: str = "auto", recipe: str = "topk") -> Step:
     from pathlib import Path
     from tempfile import mkdtemp
 
@@ -54,7 +52,7 @@ def vsae(
     from vsae.training.trackers import accelerator
 
     device = torch.device("cpu")
-    recipe_of = RECIPES[recipe](n_latents=n, k=k, **options)
+    recipe_of = RECIPES[recipe](n_latents=n, k=k)
     sample = torch.randn(4 * n if recipe == "ra_topk" else 4096, d)
     sae = recipe_of.build(sample, sample.mean(0), 0)
     if selection == "auto" and isinstance(sae.encoder, Linear) and fast_forms(device):
@@ -188,7 +186,6 @@ WORKERS: dict[str, Callable[..., Step]] = {
     "vsae": vsae,
     "vsae_exact": lambda *job: vsae(*job, selection="exact"),
     "vsae_ra": lambda *job: vsae(*job, recipe="ra_topk"),
-    "vsae_ra_support": lambda *job: vsae(*job, recipe="ra_topk", support=256),
     "sparsify": sparsify,
     "saelens": saelens,
     "overcomplete": overcomplete,

@@ -12,9 +12,6 @@ clipping and dividing (not the Euclidean one) are the code's too. Ours: the proj
 of W that clipping empties becomes the anchor it was last nearest to keeping; atoms in excess of the anchors start as random mixtures
 of neighbouring anchors (one-hot rows of an identity would leave them zero), and where anchors are in excess the atoms start far apart.
 
-Support. Every atom may take from every anchor, which is two matrix products of [n_latents, anchors] a step, and W with Adam's moments. With `support`,
-row i has entries for its nearest anchors only: W is [n_latents, width], and W C and its gradient are what decoding a code of `width` is (vsae.ops). Ours.
-
 Centring. The paper standardises its data and decodes without a bias. Here the anchors are points of x - mean, and b_dec is the mean and stays so (recipe
 `ra_topk`, unless told to learn it): with m = 0 and Lambda = 0 every b_dec + D_i is then a point of the data's hull, in normalised and in raw
 activations alike, and m moves it along its ray from the mean. The price: the mean lies inside the hull, so non-negative codes of centred atoms reach
@@ -27,41 +24,35 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vsae import ops
-from vsae.code import Code
 from vsae.dictionaries import Dictionary
 from vsae.ops.pieces import row_pieces
 
 DRIFT = 200.0
 """W's learning rate is DRIFT / anchors of the others'. Adam moves each entry of a row by about the learning rate and clipping keeps the ones that rose, so a
-step with all of it adds lr * anchors / 2 to a row that sums to 1: with thousands of anchors the atoms would all fall into the mean at once. Of a support, its width. Ours."""
+step with all of it adds lr * anchors / 2 to a row that sums to 1: with thousands of anchors the atoms would all fall into the mean at once. Ours."""
 NEIGHBOURS = 4
 """Anchors mixed into one atom where atoms outnumber anchors."""
 
 
 class RelaxedArchetypal(Dictionary):
-    """Atoms exp(m) (W C + Lambda), not of unit norm. `W` is [n_latents, anchors]: at 32,000 each, 4 GB in float32 and as much for each of Adam's moments. With a
-    `support` [n_latents, width], the anchors that each row may take from, it is [n_latents, width].
+    """Atoms exp(m) (W C + Lambda), not of unit norm. `W` is [n_latents, anchors]: at 32,000 each, 4 GB in float32 and as much for each of Adam's moments.
 
     W C is computed once a step, however often the atoms are read: `backward`, `project_`, loading and moving make it anew, and so does any write to
     the parameters that PyTorch counts (fused optimisers' are not counted, but `project_` follows them; nor are writes through `.data`).
     """
 
     C: Tensor
-    support: Tensor | None
 
     def __init__(
         self,
         anchors: Float[Tensor, "anchors d_model"],
-        W: Float[Tensor, "n_latents width"],
+        W: Float[Tensor, "n_latents anchors"],
         delta: float = 1.0,
-        support: Int[Tensor, "n_latents width"] | None = None,
     ):
         super().__init__()
         if delta < 0:
             raise ValueError(f"delta is {delta}: it bounds how far an atom may leave the hull, and is 0 or more.")
         self.register_buffer("C", anchors.detach().clone())
-        self.register_buffer("support", support)
         self.W = nn.Parameter(W.detach().clone())
         self.Lambda = nn.Parameter(anchors.new_zeros(len(W), anchors.shape[1]))
         self.log_scale = nn.Parameter(anchors.new_zeros(()))
@@ -73,8 +64,7 @@ class RelaxedArchetypal(Dictionary):
         key = self._state()
         if self._cache is None or self._cache[0] != key:
             with torch.autocast(self.W.device.type, enabled=False):
-                mixed = self.W @ self.C if self.support is None else ops.decode(Code(self.W, self.support), self.C)
-                atoms = self.log_scale.exp() * (mixed + self.Lambda)
+                atoms = self.log_scale.exp() * (self.W @ self.C + self.Lambda)
             if atoms.requires_grad:  # backward frees the graph: what is read after it needs a new one
                 atoms.register_hook(self._forget)
             self._cache = key, atoms
@@ -85,7 +75,7 @@ class RelaxedArchetypal(Dictionary):
         return len(self.W)
 
     def rates(self) -> dict[str, float]:
-        """W learns slower the more anchors a row has: Adam moves every entry of a row at once, and clipping keeps half of it (see `DRIFT`)."""
+        """W learns slower the more anchors there are: Adam moves every entry of a row at once, and clipping keeps half of it (see `DRIFT`)."""
         return {"W": min(1.0, DRIFT / self.W.shape[1])}
 
     @torch.no_grad()
@@ -119,8 +109,7 @@ class RelaxedArchetypal(Dictionary):
         return {**self.__dict__, "_cache": None}
 
     def extra_repr(self) -> str:
-        support = "" if self.support is None else f", support={self.support.shape[1]}"
-        return f"n_latents={len(self.W)}, anchors={len(self.C)}, delta={self.delta}{support}"
+        return f"n_latents={len(self.W)}, anchors={len(self.C)}, delta={self.delta}"
 
 
 def starting_weights(
@@ -130,35 +119,21 @@ def starting_weights(
 
     Where anchors outnumber atoms, the atoms start far from each other: two that start in one corner of the hull stay there, and a third is never reached.
     """
-    W, support = starting_mixtures(anchors, n_latents, NEIGHBOURS, seed)
-    return W.new_zeros(n_latents, len(anchors)).scatter_(1, support, W)
-
-
-def starting_mixtures(
-    anchors: Float[Tensor, "anchors d_model"], n_latents: int, width: int, seed: int
-) -> tuple[Float[Tensor, "n_latents width"], Int[Tensor, "n_latents width"]]:
-    """The same as entries and which anchors they are of: the `width` nearest to the one that a row begins with, itself the first. Fewer where there are no more."""
     generator = torch.Generator().manual_seed(seed)
     points = anchors.detach().cpu()
-    n, width = len(points), min(width, len(points))
+    n = len(points)
+    W = torch.zeros(n_latents, n, dtype=points.dtype)
     pure = torch.randperm(n, generator=generator) if n_latents >= n else spread_out(points, n_latents, seed)
-    W = torch.zeros(n_latents, width, dtype=points.dtype)
-    W[: len(pure), 0] = 1
+    W[torch.arange(len(pure)), pure] = 1
     if mixed := n_latents - len(pure):
         if n == 1:
             raise ValueError(f"{n_latents} atoms cannot differ with a single anchor: take more anchors.")
         centre = torch.randint(n, (mixed,), generator=generator)
-        shares = torch.rand(mixed, min(NEIGHBOURS, width), generator=generator, dtype=points.dtype).log().neg()
-        W[len(pure) :, : shares.shape[1]] = shares
-        pure = torch.cat([pure, centre])
-    support = torch.cat([nearest(points, some, width) for some in pure.split(1024)])
-    return (W / W.sum(1, keepdim=True)).to(anchors), support.to(anchors.device)
-
-
-def nearest(points: Float[Tensor, "points d_model"], of: Int[Tensor, "some"], count: int) -> Int[Tensor, "some count"]:
-    """The nearest points of each of some, itself the first, even where others are equal to it."""
-    distance = torch.cdist(points[of], points).scatter_(1, of[:, None], -1)
-    return distance.topk(count, largest=False).indices
+        shares = torch.rand(mixed, min(NEIGHBOURS, n), generator=generator, dtype=points.dtype).log().neg()
+        for some in torch.arange(mixed).split(1024):
+            near = torch.cdist(points[centre[some]], points).topk(shares.shape[1], largest=False).indices
+            W[len(pure) + some] = W[len(pure) + some].scatter(1, near, shares[some])
+    return (W / W.sum(1, keepdim=True)).to(anchors)
 
 
 def spread_out(points: Float[Tensor, "points d_model"], count: int, seed: int) -> Int[Tensor, "count"]:

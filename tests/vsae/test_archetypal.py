@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import nnls
 
 from vsae.anchors import kmeans_anchors
-from vsae.archetypal import RelaxedArchetypal, starting_mixtures, starting_weights
+from vsae.archetypal import RelaxedArchetypal, starting_weights
 from vsae.sae import SAE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,56 +90,6 @@ def test_gradients_reach_W_Lambda_and_m_and_are_those_of_the_equation(delta):
         torch.testing.assert_close(g, w)
         assert (g != 0).any()
     assert not parts.C.requires_grad
-
-
-@pytest.mark.parametrize(("n_anchors", "width"), [(60, 4), (60, 7), (9, 9)])
-def test_with_a_support_atoms_gradients_and_projection_are_those_of_the_whole_matrix_with_zeros(n_anchors, width):
-    anchors = torch.randn(n_anchors, 4, dtype=torch.float64)
-    W, support = starting_mixtures(anchors, 70, width, seed=0)
-    parts = RelaxedArchetypal(anchors, W, 0.5, support)
-    disturb(parts, 0.3)
-    parts.project_()
-
-    def whole(values):
-        return torch.zeros(70, n_anchors).double().scatter(1, support, values)
-
-    dense = RelaxedArchetypal(anchors, whole(parts.W.detach()), 0.5)
-    dense.load_state_dict(dense.state_dict() | {n: p.detach() for n, p in parts.named_parameters() if n != "W"})
-    torch.testing.assert_close(parts(), dense())
-    assert parts.W.shape == (70, width) and (parts.W >= 0).all()
-    push = torch.randn(70, 4).double()
-    of = [torch.autograd.grad((d() * push).sum(), [d.W, d.Lambda, d.log_scale]) for d in (parts, dense)]
-    for got, want in zip(of[0], (of[1][0].gather(1, support), *of[1][1:]), strict=True):
-        torch.testing.assert_close(got, want)
-    moved = torch.randn(70, width).double()
-    with torch.no_grad():
-        parts.W.add_(moved)
-        dense.W.copy_(whole(parts.W))
-    some = (parts.W > 0).any(
-        1
-    )  # an emptied row keeps an anchor of its support; the whole matrix's takes any that it has as zero
-    for each in (parts, dense):
-        each.project_()
-    torch.testing.assert_close(whole(parts.W.detach())[some], dense.W.detach()[some])
-    torch.testing.assert_close(parts.W.sum(1), torch.ones(70).double())
-    assert parts.rates() == {"W": 1.0}
-    again = RelaxedArchetypal(anchors, W, 0.5, support.roll(1, 0))
-    again.load_state_dict(parts.state_dict())
-    torch.testing.assert_close(again(), parts())
-
-
-def test_a_support_is_an_atoms_nearest_anchors_and_begins_with_its_own():
-    anchors = torch.randn(30, 4, dtype=torch.float64)
-    W, support = starting_mixtures(anchors, 50, 6, seed=1)
-    for row, (weights, chosen) in enumerate(zip(W, support, strict=True)):
-        away = (anchors[chosen] - anchors[chosen[0]]).norm(dim=1)
-        others = (anchors - anchors[chosen[0]]).norm(dim=1)[[i for i in range(30) if i not in chosen]]
-        assert len(set(chosen.tolist())) == 6 and away[0] == 0 and away.max() <= others.min()
-        assert weights[0] == 1 or (row >= 30 and (weights > 0).sum() == 4)
-    twice = torch.randn(3, 4).repeat(4, 1)
-    W, support = starting_mixtures(twice, 12, 5, seed=0)
-    assert len(support[:, 0].unique()) == 12 and (W[:, 0] == 1).all()
-    assert starting_mixtures(anchors, 50, 100, seed=1)[1].shape == (50, 30)
 
 
 def test_atoms_are_computed_once_a_step_and_never_stale():

@@ -28,9 +28,7 @@ def outside(points, hull):
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [ATopK(N, 3, anchors=40), RABatchTopK(N, 3, anchors=40, delta=0.5), RATopK(N, 3, anchors=40, delta=0.5, support=4)],
-    ids=lambda r: r.name,
+    "recipe", [ATopK(N, 3, anchors=40), RABatchTopK(N, 3, anchors=40, delta=0.5)], ids=lambda r: r.name
 )
 def test_trained_atoms_are_as_near_the_hull_as_they_may_be(recipe, tmp_path):
     x = rows()
@@ -56,23 +54,6 @@ def test_the_recipe_brings_the_sparsifier_and_the_threshold():
     assert isinstance(sae.sparsifier, BatchTopK) and sae.sparsifier.updates == 1
     assert isinstance(sae.fuse(torch.zeros(D), torch.ones(())).sparsifier, Threshold)
     assert ATopK(N, 3).delta == 0 and RATopK(N, 3).delta == 1 and RATopK(N, 5) == RATopK(n_latents=N, k=5)
-
-
-def test_a_support_of_all_anchors_trains_as_without_one_and_one_anchor_is_none():
-    x = rows()
-    ends = []
-    for support in (None, 40):
-        sae = RATopK(N, 3, anchors=40, support=support).build(x, x.mean(0), 0)
-        optimiser = torch.optim.Adam(sae.parameters(), lr=0.01)
-        for batch in x.split(100):
-            RATopK(N, 3).objective()(sae, batch).total.backward()
-            optimiser.step()
-            sae.project_()
-            optimiser.zero_grad()
-        ends.append(sae.atoms.detach())
-    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="support is 1: mixtures need at least two anchors"):
-        RATopK(N, 3, support=1)
 
 
 def test_random_anchors_are_distinct_rows_of_the_data_and_another_seed_draws_others():

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vsae.anchors import given_anchors, kmeans_anchors, random_anchors
-from vsae.archetypal import RelaxedArchetypal, starting_mixtures, starting_weights
+from vsae.archetypal import RelaxedArchetypal, starting_weights
 from vsae.recipes.base import Recipe
 from vsae.recipes.selection import BatchTopK, TopK
 from vsae.sae import SAE
@@ -26,10 +26,6 @@ class Archetypal(Recipe):
     """Where they come from: kmeans (centroids), random (rows of the data, the control that the paper's distillation has to beat), or a safetensors file
     with one tensor [anchors, d_model], in the units of what training sees: raw activations with --training.normalise none."""
 
-    support: int | None = None
-    """Mix each atom from its so many nearest anchors only (ours, not the paper's): a step's time and memory then hardly depend on how many anchors there are.
-    Fewer than the data has dimensions cost reconstruction. Left out: from all."""
-
     delta: float = 1.0
     """How far an atom may leave the anchors' hull, in units of the normalised activations; 0 for the strict archetypal SAE."""
 
@@ -45,8 +41,6 @@ class Archetypal(Recipe):
             raise ValueError(f"delta is {self.delta}: choose 0 or more.")
         if self.anchors is not None and self.anchors < 2:
             raise ValueError(f"anchors is {self.anchors}: mixtures need at least two.")
-        if self.support is not None and self.support < 2:
-            raise ValueError(f"support is {self.support}: mixtures need at least two anchors.")
 
     def dictionary(
         self, sample: Float[Tensor, "rows d_model"], mean: Float[Tensor, "d_model"], seed: int
@@ -57,10 +51,7 @@ class Archetypal(Recipe):
             anchors = random_anchors(sample - mean, self.anchors, self.n_latents, seed)
         else:
             anchors = given_anchors(Path(self.anchors_from), sample, self.anchors) - mean
-        if self.support is None:
-            return RelaxedArchetypal(anchors, starting_weights(anchors, self.n_latents, seed), self.delta)
-        W, support = starting_mixtures(anchors, self.n_latents, self.support, seed)
-        return RelaxedArchetypal(anchors, W, self.delta, support)
+        return RelaxedArchetypal(anchors, starting_weights(anchors, self.n_latents, seed), self.delta)
 
     def build(self, sample: Float[Tensor, "rows d_model"], mean: Float[Tensor, "d_model"], seed: int) -> SAE:
         sae = super().build(sample, mean if self.centre else torch.zeros_like(mean), seed)
