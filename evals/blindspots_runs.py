@@ -33,6 +33,10 @@ from vsae.activations import Select, fingerprint
 from vsae.activations.store import SiteReader
 from vsae.run import Run
 
+OPTIONS = ("temperature", "alpha", "min_samples", "seed")
+"""Settings that a comparison and its floor have in common."""
+Matched = tuple[bool, Energies, Energies]
+"""Whether row i of both is of one key, the real images' energies, the generator's."""
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -73,22 +77,11 @@ def evaluate(
         assert not isinstance(found.scores, np.ndarray)
         return Energies(by_concept(found.scores, concept), tuple(site.keys[at] for at in found.samples.tolist()))
 
-    options: dict[str, Any] = {"temperature": temperature, "alpha": alpha, "min_samples": min_samples, "seed": seed}
-    truth = energies(real, "real images", part)
-    altered = energies(control, "control") if control else None
-    audited = []
-    for name, site in zip(names([site.store.path for site in generated]), generated, strict=True):
-        theirs = energies(site, name)
-        audited.append(audit(name, truth, theirs, altered, least_change, permutations, resamples, options))
-    floor = null(
-        truth.scores,
-        temperature=temperature,
-        least_change=least_change,
-        alpha=alpha,
-        min_samples=min_samples,
-        seed=seed,
-    )
-    settings = options | {
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "alpha": alpha,
+        "min_samples": min_samples,
+        "seed": seed,
         "energy": energy,
         "least_change": least_change,
         "merge": merge,
@@ -98,6 +91,12 @@ def evaluate(
         "permutations": permutations,
         "resamples": resamples,
     }
+    truth = energies(real, "real images", part)
+    altered = energies(control, "control") if control else None
+    audited = []
+    for name, site in zip(names([site.store.path for site in generated]), generated, strict=True):
+        audited.append(audit(name, truth, energies(site, name), altered, settings))
+    floor = null(truth.scores, least_change=least_change, **{name: settings[name] for name in OPTIONS})
     audit_of = Audit(
         tuple(audited),
         floor,
@@ -116,48 +115,34 @@ def evaluate(
 
 
 def audit(
-    name: str,
-    real: Energies,
-    generated: Energies,
-    control: Energies | None,
-    least_change: float,
-    permutations: int | None,
-    resamples: int,
-    options: dict[str, Any],
+    name: str, real: Energies, generated: Energies, control: Energies | None, settings: Mapping[str, Any]
 ) -> Audited:
     """One generator."""
-    pairs, ours, theirs = matched(real, generated)
-    seen = compared(name, real, generated, control, least_change, permutations, resamples, options)
+    pairs, ours, theirs = both = matched(real, generated)
+    seen = compared(name, both, control, settings)
     return Audited(
         **vars(seen),
         skew=skewness(seen.difference.delta),
-        pairs=memorisation.pairs(theirs.scores, ours.scores, seed=options["seed"]) if pairs else None,
+        pairs=memorisation.pairs(theirs.scores, ours.scores, seed=settings["seed"]) if pairs else None,
         nearest=memorisation.nearest(theirs.scores, real.scores),
         energies=theirs,
     )
 
 
-def compared(
-    name: str,
-    real: Energies,
-    generated: Energies,
-    control: Energies | None,
-    least_change: float,
-    permutations: int | None,
-    resamples: int,
-    options: dict[str, Any],
-) -> Compared:
+def compared(name: str, both: Matched, control: Energies | None, settings: Mapping[str, Any]) -> Compared:
     """One generator, concept by concept."""
-    pairs, ours, theirs = matched(real, generated)
-    found = compare(ours.scores, theirs.scores, pairs=pairs, permutations=permutations, **options)
-    flagged = found.found(least_change)
+    pairs, ours, theirs = both
+    options = {option: settings[option] for option in (*OPTIONS, "permutations")}
+    seed, resamples = settings["seed"], settings["resamples"]
+    found = compare(ours.scores, theirs.scores, pairs=pairs, **options)
+    flagged = found.found(settings["least_change"])
     blind = flagged
     if control:
-        both, altered, again = matched(control, theirs)
-        beyond = compare(altered.scores, again.scores, pairs=both, permutations=permutations, **options)
+        same, altered, again = matched(control, theirs)
+        beyond = compare(altered.scores, again.scores, pairs=same, **options)
         blind = flagged & beyond.found(0.0) & (np.sign(beyond.relative) == np.sign(found.relative))
-    first = draws(len(ours.keys), resamples, options["seed"])
-    second = first if pairs else draws(len(theirs.keys), resamples, options["seed"] + 1)
+    first = draws(len(ours.keys), resamples, seed)
+    second = first if pairs else draws(len(theirs.keys), resamples, seed + 1)
     moved = relative_difference(resampled(theirs.scores, second).ravel(), resampled(ours.scores, first).ravel())
     moved = moved.reshape(resamples, -1)
     interval = np.full((2, moved.shape[1]), np.nan)
@@ -181,14 +166,14 @@ def by_name(found: Audit, called: Mapping[int, str]) -> Named:
         return Energies(csc_array(energies.scores @ sums), energies.keys)
 
     real, control, settings = summed(found.real), found.altered and summed(found.altered), found.settings
-    options = {name: settings[name] for name in ("temperature", "alpha", "min_samples", "seed")}
-    how = settings["least_change"], settings["permutations"], settings["resamples"], options
-    floor = null(real.scores, least_change=settings["least_change"], **options).found
-    generators = [compared(each.name, real, summed(each.energies), control, *how) for each in found.generators]
+    floor = null(real.scores, least_change=settings["least_change"], **{name: settings[name] for name in OPTIONS}).found
+    generators = [
+        compared(each.name, matched(real, summed(each.energies)), control, settings) for each in found.generators
+    ]
     return Named(names, members, tuple(generators), floor)
 
 
-def matched(real: Energies, generated: Energies) -> tuple[bool, Energies, Energies]:
+def matched(real: Energies, generated: Energies) -> Matched:
     """(True, both in one order) of the samples of both, where there are any of one key; else (False, both as they are)."""
     place = {key: at for at, key in enumerate(generated.keys)}
     ours = np.array([at for at, key in enumerate(real.keys) if key in place], np.int64)
